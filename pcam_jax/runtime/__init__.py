@@ -1,0 +1,1 @@
+"""The machine: errors, files, signals, accelerators, processes."""

@@ -1,0 +1,171 @@
+"""The one home of platform flags: allocator, compilation cache, compiler options, mesh and placement.
+
+Nets and the training loop never ask which platform they run on; they call these functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pcam_jax.runtime import distributed
+from pcam_jax.runtime.compilation_cache import ignore_its_warnings, remove_broken_entries
+from pcam_jax.runtime.errors import UserError
+
+# glibc malloc parameters (malloc.h); XLA's CPU buffers are large and short-lived, and by default each one is
+# mapped from the kernel, zeroed and unmapped again
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+# Eigen's convolutions beat the YNN ones in jaxlib 0.10-0.12 on CPU; fusions limited to dots and reductions
+# keep convolutions on Eigen. LLVM takes vectors of half the width by default; the fused loops of the first
+# layers run 1.5 times as fast at 512 bits. Experimental, so `compiler_options` falls back where it is refused.
+_CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_prefer_vector_width": "512",
+}
+
+
+def configure(deterministic: bool = False) -> None:
+    """Prepare this process for running networks; call once, before the first use of a device.
+
+    Sets the allocator (glibc only), the persistent compilation cache (unless ``JAX_COMPILATION_CACHE_DIR``
+    chooses another) and, if asked, deterministic accelerator kernels.
+
+    Args:
+        deterministic: ask XLA's GPU backend for deterministic operations.
+    """
+    tune_allocator()
+    distributed.join()
+    if deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder() / "xla" / _machine_name())
+    jax.config.update("jax_compilation_cache_dir", programs)
+    ignore_its_warnings()
+    remove_broken_entries(Path(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_folder() -> Path:
+    """Where caches of this package live: ``$XDG_CACHE_HOME/pcam_jax`` or ``~/.cache/pcam_jax``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcam_jax"
+
+
+def tune_allocator() -> bool:
+    """Make glibc keep and reuse large blocks instead of mapping each anew (1.2x training, 1.7x prediction).
+
+    Returns:
+        Whether the C library took all settings; elsewhere than on glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 1 << 28), (_M_ARENA_MAX, 1))
+    taken = [mallopt(name, value) == 1 for name, value in settings]  # a list: each call has its effect
+    return all(taken)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Options for ``jax.jit(compiler_options=...)`` on this backend; empty where they are not known."""
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_CPU_OPTIONS)(jnp.zeros(1)).block_until_ready()
+    except Exception:  # any refusal by another XLA version means: go on without
+        return {}
+    return dict(_CPU_OPTIONS)
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes along one axis, ``"data"``, each process's together and in their order.
+
+    Not `jax.make_mesh`, which may reorder devices: process i gives the i-th part of each batch.
+    """
+    return Mesh(np.asarray(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+
+
+def make_local_mesh() -> Mesh:
+    """The devices of this process, for work that needs no other."""
+    return Mesh(np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+
+
+def spans_processes(mesh: Mesh) -> bool:
+    """Whether a mesh has devices of several processes."""
+    return mesh.is_multi_process
+
+
+def check_shares(batch_size: int, parts: int, mesh: Mesh) -> None:
+    """Check that the devices can share each part of a batch evenly.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if batch_size % (parts * mesh.size):
+        part = f"each of its {parts} parts (optimizer.accumulate_steps)" if parts > 1 else "it"
+        raise UserError(
+            f"train.batch_size is {batch_size}: the {mesh.size} devices must share {part} evenly; take a "
+            f"multiple of {parts * mesh.size}."
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Place process-local host arrays as global device arrays.
+
+    With one process the local array is the global one; with several each gives its own part of a split axis,
+    or the same full value of a replicated one. The buffers must not be reused: on CPU they may be aliased.
+    """
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
+
+
+def device_memory_free() -> int | None:
+    """Bytes free on the first local device, or None where the backend does not say (CPU)."""
+    statistics: dict[str, int] | None = None
+    with contextlib.suppress(Exception):
+        statistics = jax.local_devices()[0].memory_stats()
+    if not statistics or "bytes_limit" not in statistics:
+        return None
+    return statistics["bytes_limit"] - statistics["bytes_in_use"]
+
+
+def device_summary() -> str:
+    """The devices in words, for the head of a run."""
+    devices = jax.devices()
+    kind = devices[0].device_kind if devices[0].platform != "cpu" else f"CPU ({os.cpu_count()} cores)"
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{len(devices)} x {kind}{processes}"
+
+
+def _machine_name() -> str:
+    """Names the processor, since compiled code must not travel to another kind of it."""
+    description = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("model name", "flags", "Features")):
+                description += line
+    return f"{platform.machine()}-{hashlib.sha256(description.encode()).hexdigest()[:12]}"

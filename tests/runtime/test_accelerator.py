@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pcam_jax.runtime import accelerator
+from pcam_jax.runtime.errors import UserError
+
+MANY_DEVICES = """
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+from pcam_jax.runtime import accelerator
+mesh = accelerator.make_mesh()
+assert mesh.size == 8 and mesh.axis_names == ("data",)
+assert [device.id for device in mesh.devices] == sorted(device.id for device in jax.devices())
+rows = np.arange(16, dtype=np.int32)
+split = accelerator.put(rows, accelerator.batch_sharding(mesh))
+assert [shard.data.tolist() for shard in split.addressable_shards] == [[2 * i, 2 * i + 1] for i in range(8)]
+whole = accelerator.put({"a": rows}, accelerator.replicated(mesh))["a"]
+assert all(shard.data.tolist() == rows.tolist() for shard in whole.addressable_shards)
+print(accelerator.device_summary())
+"""
+
+
+def run(script: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+
+
+def test_a_mesh_keeps_the_order_of_devices_and_splits_rows_evenly() -> None:
+    assert run(MANY_DEVICES).startswith("8 x CPU")
+
+
+def test_put_gives_equal_arrays_of_the_same_dtype() -> None:
+    mesh = accelerator.make_mesh()
+    for value in (np.float32(3), np.arange(6, dtype=np.uint8).reshape(2, 3), np.zeros((0, 4), np.int32)):
+        placed = accelerator.put(value, accelerator.replicated(mesh))
+        assert placed.dtype == np.asarray(value).dtype
+        np.testing.assert_array_equal(placed, value)
+
+
+def test_compiler_options_are_accepted_by_this_jax() -> None:
+    options = accelerator.compiler_options()
+    assert jax.jit(lambda x: x * 2, compiler_options=options)(np.float32(2)) == 4
+
+
+def test_glibc_takes_the_allocator_settings() -> None:
+    script = "from pcam_jax.runtime.accelerator import tune_allocator; print(tune_allocator())"
+    libc = os.confstr("CS_GNU_LIBC_VERSION") if sys.platform.startswith("linux") else None
+    assert run(script).strip() == str(libc is not None)
+
+
+def test_the_compilation_cache_lies_in_the_users_cache_unless_named(tmp_path: Path) -> None:
+    script = (
+        "import jax; from pcam_jax.runtime import accelerator; accelerator.configure();"
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    ours = run(script, JAX_COMPILATION_CACHE_DIR="", XDG_CACHE_HOME=str(tmp_path))
+    assert ours.startswith(str(tmp_path / "pcam_jax/xla"))
+    named = run(script, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "other"))
+    assert named.strip() == str(tmp_path / "other")
+
+
+def test_deterministic_kernels_are_asked_for() -> None:
+    script = (
+        "import os; from pcam_jax.runtime import accelerator; accelerator.configure(deterministic=True);"
+        "print(os.environ['XLA_FLAGS'])"
+    )
+    assert "--xla_gpu_deterministic_ops=true" in run(script)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused() -> None:
+    mesh = accelerator.make_mesh()
+    accelerator.check_shares(12, 3, mesh)
+    with pytest.raises(UserError, match=r"train.batch_size is 10.*accumulate_steps.*multiple of 4"):
+        accelerator.check_shares(10, 4, mesh)
