@@ -1,0 +1,1 @@
+"""Networks: layers, one file per family, and the registry that builds them."""

@@ -1,0 +1,359 @@
+"""Nets that are equivariant to quarter turns (p4) and to mirror images too (p4m).
+
+T. Cohen & M. Welling, "Group equivariant convolutional networks", ICML 2016, arXiv:1602.07576; B. Veeling et
+al., "Rotation equivariant CNNs for digital pathology", MICCAI 2018, arXiv:1806.03962 (the paper of PCam).
+
+Maps are `[B, H, W, G * C]`: for each element of the group (4 in p4, 8 in p4m) one response of each of C
+features, the element slowest. Turning or mirroring the input turns or mirrors every response and permutes the
+elements, nothing else; after pooling over the group, maps move exactly as the input does and logits stay. A
+group convolution is one ordinary convolution whose kernel holds the parameter in all its orientations.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from pcam_jax.models.convolution import Padding
+from pcam_jax.models.initializers import he_normal, uniform_within
+from pcam_jax.models.layers import BatchNorm, Conv, Dense, GlobalAvgPool, recorded
+from pcam_jax.runtime.errors import UserError
+
+Group = Literal["p4", "p4m"]
+GROUP_SIZE: dict[Group, int] = {"p4": 4, "p4m": 8}
+
+
+def act(array: np.ndarray, element: int) -> np.ndarray:
+    """Let a group element act on the first two axes: mirror if it is 4 or more, then turn `element % 4` times."""
+    return np.rot90(array[:, ::-1] if element >= 4 else array, element % 4)
+
+
+def compose(first: int, second: int) -> int:
+    """The element that acts as `first` after `second`."""
+    turns = first % 4 + (-(second % 4) if first >= 4 else second % 4)
+    return turns % 4 + 4 * ((first >= 4) != (second >= 4))
+
+
+def inverse(element: int) -> int:
+    """The element that undoes this one; a mirror image undoes itself."""
+    return element if element >= 4 else -element % 4
+
+
+@functools.cache
+def orientation_table(kernel_size: int, elements: int, lifting: bool) -> np.ndarray:
+    """Which tap of the parameter each tap of the full kernel is.
+
+    Args:
+        kernel_size: side k of the kernel.
+        elements: size G of the group.
+        lifting: whether the input is an image (one plane) rather than a map over the group.
+
+    Returns:
+        [G, k * k * planes] int, planes being 1 or G: for output element g, the flat indices into the
+        parameter's (row, column, plane) axes. In Cohen & Welling's notation, psi(g^-1 x, g^-1 h) for all (x, h).
+    """
+    planes = 1 if lifting else elements
+    taps = np.arange(kernel_size * kernel_size * planes).reshape(kernel_size, kernel_size, planes)
+    rows = []
+    for g in range(elements):
+        seen = [0] if lifting else [compose(inverse(g), h) for h in range(elements)]
+        rows.append(act(taps[:, :, seen], g).reshape(-1))
+    return np.stack(rows)
+
+
+class GroupConv(Conv):
+    """Group convolution: `[B, H, W, 3]` (lifting) or `[B, H, W, G * C_in]` -> `[B, h, w, G * C_out]`.
+
+    Args:
+        group: "p4" or "p4m".
+        in_features: C_in for each group element, or the channels of the image.
+        out_features: C_out for each group element.
+        kernel_size: side of the square kernel; odd, unless padding is "valid".
+        lifting: whether the input is an image.
+        padding: see `Conv`; only zeros put evenly on all sides keep the symmetry, as here.
+        dtype: dtype of the arithmetic and the result.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        lifting: bool = False,
+        padding: Padding = "valid",
+        dtype: DTypeLike = jnp.float32,
+    ) -> None:
+        elements = GROUP_SIZE[group]
+        super().__init__(
+            in_features if lifting else elements * in_features,
+            out_features,
+            kernel_size,
+            padding=padding,
+            use_bias=False,  # batch normalisation follows everywhere
+            kernel_init=he_normal,
+            dtype=dtype,
+        )
+        self.elements, self.lifting = elements, lifting
+
+    def effective_kernel(self) -> jax.Array:
+        """The parameter in all orientations: `[k, k, planes * C_in, G * C_out]`."""
+        height, width, channels, out_features = self.kernel[...].shape
+        table = orientation_table(height, self.elements, self.lifting)
+        taps = table.shape[1]
+        features = channels * height * width // taps
+        # A product with a 0/1 matrix copies taps exactly, and its gradient needs no scatter.
+        copies = (table.reshape(-1, 1) == np.arange(taps)).astype(np.float32)
+        flat = self.kernel[...].reshape(taps, features * out_features)
+        full = jnp.matmul(copies, flat, precision=jax.lax.Precision.HIGHEST)
+        full = full.reshape(self.elements, taps * features, out_features).swapaxes(0, 1)
+        return full.reshape(height, width, channels, self.elements * out_features)
+
+
+class GroupBatchNorm(BatchNorm):
+    """Batch normalisation whose statistics and scales are shared by all elements of the group."""
+
+    @recorded
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalise `[B, H, W, G * C]`."""
+        apart = x.reshape(*x.shape[:2], -1, self.scale[...].shape[0])
+        return super().__call__(apart, train=train).reshape(x.shape)
+
+
+class GroupPool(nnx.Module):
+    """Mean over the group: `[B, H, W, G * C]` -> `[B, H, W, C]`, which turns and mirrors with the input."""
+
+    def __init__(self, group: Group) -> None:
+        self.elements = GROUP_SIZE[group]
+
+    @recorded
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Average the responses of all elements."""
+        return x.reshape(*x.shape[:3], self.elements, -1).astype(jnp.float32).mean(3).astype(x.dtype)
+
+
+class SymmetricPool(nnx.Module):
+    """Halve both sides by averaging: 2 pixels on an even side, 3 overlapping by one on an odd one.
+
+    A 2x2 pool would drop the last line of an odd side, and with it the symmetry.
+    """
+
+    @recorded
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pool `[B, H, W, C]` to `[B, H // 2, W // 2, C]`.
+
+        Raises:
+            UserError: a side is one pixel.
+        """
+        if min(x.shape[1:3]) < 2:
+            raise UserError(
+                f"The net is too deep for its image: a {x.shape[1]}x{x.shape[2]} map cannot be halved; use "
+                "larger images or fewer blocks."
+            )
+        return _halve(_halve(x, 1), 2)
+
+
+def _halve(x: jax.Array, axis: int) -> jax.Array:
+    length = x.shape[axis]
+    window = 3 if length % 2 else 2
+    lines = [jax.lax.slice_in_dim(x, start, length - window + start + 1, 2, axis) for start in range(window)]
+    return sum(lines[1:], start=lines[0]) / window
+
+
+norm = functools.partial(GroupBatchNorm, momentum=0.9, epsilon=1e-5, bessel=True)
+
+
+class GroupDenseBlock(nnx.Module):
+    """Layers of batch normalisation, ReLU and 3x3 group convolution, each adding `growth` features."""
+
+    def __init__(
+        self, group: Group, in_features: int, layers: int, growth: int, padding: Padding, dtype: DTypeLike
+    ) -> None:
+        self.elements, self.layers = GROUP_SIZE[group], layers
+        for number in range(layers):
+            width = in_features + number * growth
+            setattr(self, f"norm{number + 1}", norm(width, dtype=dtype))
+            setattr(
+                self, f"conv{number + 1}", GroupConv(group, width, growth, 3, padding=padding, dtype=dtype)
+            )
+
+    @recorded
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, G * C]` -> `[B, h, w, G * (C + layers * growth)]`; the input is cropped to the output."""
+        for number in range(1, self.layers + 1):
+            normalized = jax.nn.relu(getattr(self, f"norm{number}")(x, train=train))
+            y = getattr(self, f"conv{number}")(normalized)
+            margin = (x.shape[1] - y.shape[1]) // 2
+            x = x[:, margin : x.shape[1] - margin, margin : x.shape[2] - margin]
+            split = [part.reshape(*part.shape[:3], self.elements, -1) for part in (x, y)]
+            x = jnp.concatenate(split, axis=-1).reshape(*y.shape[:3], -1)
+        return x
+
+
+class GroupTransition(nnx.Module):
+    """Batch normalisation, ReLU, 1x1 group convolution, average pool; the width stays."""
+
+    def __init__(self, group: Group, features: int, dtype: DTypeLike) -> None:
+        self.norm = norm(features, dtype=dtype)
+        self.conv = GroupConv(group, features, features, 1, dtype=dtype)
+        self.pool = SymmetricPool()
+
+    @recorded
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, G * C]` -> `[B, H // 2, W // 2, G * C]`."""
+        return self.pool(self.conv(jax.nn.relu(self.norm(x, train=train))))
+
+
+class GroupNet(nnx.Module):
+    """A body of named layers, then normalisation, ReLU, group pool, average pool and a linear layer."""
+
+    def __init__(
+        self, group: Group, body: dict[str, Any], width: int, outputs: int, dtype: DTypeLike
+    ) -> None:
+        self.body_names = tuple(body)
+        for name, layer in body.items():
+            setattr(self, name, layer)
+        self.norm = norm(width, dtype=dtype)
+        self.group_pool = GroupPool(group)
+        self.avgpool = GlobalAvgPool()
+        self.classifier = Dense(width, outputs, kernel_init=uniform_within(width**-0.5))
+
+    def feature_map(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """The last map, pooled over the group: `[B, H, W, 3]` -> `[B, h, w, C]`."""
+        return self.group_pool(self.group_map(x, train=train))
+
+    def group_map(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """The last map over the group: `[B, H, W, 3]` -> `[B, h, w, G * C]`."""
+        for name in self.body_names:
+            layer = getattr(self, name)
+            x = layer(x) if isinstance(layer, GroupConv) else layer(x, train=train)
+        return jax.nn.relu(self.norm(x, train=train))
+
+    def classify(self, features: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
+        """The logits of a pooled map: `[B, h, w, C]` -> `[B, outputs] float32`."""
+        return self.classifier(self.avgpool(features))
+
+
+def group_densenet(
+    group: Group,
+    *,
+    growth: int,
+    blocks: int,
+    layers: int,
+    padding: Literal["valid", "same"],
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    dtype: DTypeLike,
+) -> GroupNet:
+    """Veeling et al.'s DenseNet: a 3x3 lifting convolution, dense blocks with transitions between, one head.
+
+    Raises:
+        UserError: an option lies outside its range.
+    """
+    _check_options({"growth": growth, "blocks": blocks, "layers": layers}, padding)
+    width = growth
+    body: dict[str, Any] = {
+        "lift": GroupConv(group, image_shape[2], width, 3, lifting=True, padding=padding, dtype=dtype)
+    }
+    for number in range(1, blocks + 1):
+        body[f"block{number}"] = GroupDenseBlock(group, width, layers, growth, padding, dtype)
+        width += layers * growth
+        if number < blocks:
+            body[f"transition{number}"] = GroupTransition(group, width, dtype)
+    return GroupNet(group, body, width, outputs, dtype)
+
+
+def p4m_densenet(
+    *,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    dtype: DTypeLike = jnp.float32,
+    growth: int = 9,
+    blocks: int = 5,
+    layers: int = 1,
+    padding: Literal["valid", "same"] = "valid",
+) -> GroupNet:
+    """Equivariant to turns and mirror images; 123,400 parameters with one output (the paper: 119 thousand).
+
+    Options: growth (features each layer adds, for each of the eight elements), blocks, layers (in each block),
+    padding ("valid", as in the paper, needs 96 pixels or so for five blocks; "same" takes smaller images).
+    """
+    return group_densenet(
+        "p4m", growth=growth, blocks=blocks, layers=layers, padding=padding, image_shape=image_shape,
+        outputs=outputs, dtype=dtype,
+    )  # fmt: skip
+
+
+def p4_densenet(
+    *,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    dtype: DTypeLike = jnp.float32,
+    growth: int = 13,
+    blocks: int = 5,
+    layers: int = 1,
+    padding: Literal["valid", "same"] = "valid",
+) -> GroupNet:
+    """Equivariant to quarter turns only; 129,104 parameters with one output.
+
+    Options as for `p4m_densenet`, growth being that of each of the four elements.
+    """
+    return group_densenet(
+        "p4", growth=growth, blocks=blocks, layers=layers, padding=padding, image_shape=image_shape,
+        outputs=outputs, dtype=dtype,
+    )  # fmt: skip
+
+
+class GroupConvBlock(nnx.Module):
+    """Batch normalisation, ReLU, average pool, 3x3 group convolution."""
+
+    def __init__(self, group: Group, in_features: int, out_features: int, padding: Padding, dtype: DTypeLike):
+        self.norm = norm(in_features, dtype=dtype)
+        self.conv = GroupConv(group, in_features, out_features, 3, padding=padding, dtype=dtype)
+        self.pool = SymmetricPool()
+
+    @recorded
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, G * C_in]` -> `[B, h, w, G * C_out]`."""
+        return self.conv(self.pool(jax.nn.relu(self.norm(x, train=train))))
+
+
+def p4m_cnn(
+    *,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    dtype: DTypeLike = jnp.float32,
+    width: int = 8,
+    blocks: int = 4,
+    padding: Literal["valid", "same"] = "valid",
+) -> GroupNet:
+    """A small p4m net for CPUs, of 32,585 parameters with one output: blocks pool before they convolve.
+
+    Options: width (features of the first layers, for each of the eight elements; the later half has twice as
+    many), blocks (convolutions, the lifting one among them), padding ("valid" or "same").
+    """
+    _check_options({"width": width, "blocks": blocks}, padding)
+    widths = [width * (1 if number < math.ceil(blocks / 2) else 2) for number in range(blocks)]
+    body: dict[str, Any] = {
+        "lift": GroupConv("p4m", image_shape[2], width, 3, lifting=True, padding=padding, dtype=dtype)
+    }
+    for number, (before, after) in enumerate(itertools.pairwise(widths), start=1):
+        body[f"block{number}"] = GroupConvBlock("p4m", before, after, padding, dtype)
+    return GroupNet("p4m", body, widths[-1], outputs, dtype)
+
+
+def _check_options(counts: dict[str, Any], padding: Any) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"Its option {name} is {value!r}: it must be a whole number of at least 1.")
+    if padding not in ("valid", "same"):
+        raise UserError(f'Its option padding is {padding!r}: it must be "valid" or "same".')
