@@ -1,0 +1,1 @@
+"""Figures of merit as plain numpy functions of labels and probabilities."""
