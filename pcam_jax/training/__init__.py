@@ -1,0 +1,1 @@
+"""Pure training: state, steps, optimizers and the control of a run."""
