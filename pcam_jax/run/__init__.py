@@ -1,0 +1,1 @@
+"""The run folder: configuration, checkpoints, history and what was chosen afterwards."""
