@@ -1,0 +1,225 @@
+"""Predict: ``python -m pcam_jax.predict RUN... INPUT --output FILE``.
+
+Several runs give their mean. The file is written only after it was checked, completely or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from pcam_jax.runtime.command import run_command
+from pcam_jax.runtime.errors import UserError
+from pcam_jax.runtime.files import atomic_write
+from pcam_jax.runtime.signals import StopSignals
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictCommand:
+    """Write the probabilities of a split, an image, a folder or a zip."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """One or more runs, then the input: a store, an image, a folder of images, a zip, or Kaggle's raw files."""
+    output: Path
+    """CSV file to write: id,label with the probability of class 1 (or one column for each of several classes)."""
+    split: str = "test"
+    """Which split of a store or of raw files; "all" takes everything."""
+    tta: Annotated[str, tyro.conf.arg(metavar="{none,d4}")] = "none"
+    """d4 averages over the eight symmetries of the square."""
+    sample_submission: Path | None = None
+    """Kaggle's sample_submission.csv: the output gets exactly its ids in its order."""
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1"
+    """Predict only part I (from 0) of N; the parts may run at once, the last one puts the file together."""
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line, predict, write the file and say what is in it."""
+    command = tyro.cli(PredictCommand, args=argv, prog="python -m pcam_jax.predict")
+    if len(command.paths) < 2:
+        raise UserError(
+            "Give one or more runs and then an input: python -m pcam_jax.predict RUN INPUT --output FILE."
+        )
+    if command.tta not in ("none", "d4"):
+        raise UserError(f"--tta is {command.tta!r}: it must be none or d4.")
+    if not command.output.absolute().parent.is_dir():
+        raise UserError(f"There is no folder {command.output.parent} for --output: make it first.")
+    expected = read_submission_ids(command.sample_submission) if command.sample_submission else None
+    *runs, place = command.paths
+
+    from pcam_jax.data.images import open_images
+    from pcam_jax.inference.averaging import load_predictors, mean_probabilities
+    from pcam_jax.inference.parts import Parts, parse_shard
+    from pcam_jax.runtime import distributed
+
+    part, parts = parse_shard(command.shard)
+
+    predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
+    for remark in {remark for predictor in predictors for remark in predictor.remarks}:
+        print(f"Warning: {remark}.")
+    prepared = _prepared(runs[0])
+    source, positions = open_images(place, predictors[0].image_shape, command.split, prepared)
+    ids = source.ids[positions]
+
+    def finish(probs: np.ndarray) -> None:
+        names = ids
+        if expected is not None:
+            names, probs = in_order_of(expected, ids, probs, command.sample_submission)
+        if distributed.is_first():
+            write_submission(command.output, names, probs, class_names=predictors[0].class_names)
+        _say_prevalence(runs, probs, predictors[0])
+        print(f"Wrote {command.output}.")
+
+    def predict(rows: slice) -> np.ndarray:
+        started = time.monotonic()
+        with StopSignals() as stop:
+            probs = mean_probabilities(predictors, source, positions[rows], stop)
+        seconds = max(time.monotonic() - started, 1e-9)
+        print(f"{len(probs):,} predictions in {seconds:.1f} s ({len(probs) / seconds:.0f} images/s).")
+        return probs
+
+    if parts == 1:
+        finish(predict(slice(None)))
+        return
+    pieces = Parts(command.output, predictors, ids, parts)
+    pieces.make(part, predict)
+    if not pieces.join(finish):
+        waiting = (
+            ", ".join(f"{number}/{parts}" for number in pieces.missing()) if pieces.folder.is_dir() else ""
+        )
+        print(
+            f"Part {part}/{parts} is done; "
+            + (f"not yet: {waiting}." if waiting else "another put them together.")
+        )
+
+
+def write_submission(
+    path: str | Path,
+    ids: Sequence[str] | np.ndarray,
+    probs: np.ndarray,
+    *,
+    class_names: Sequence[str] = (),
+) -> None:
+    """Check and write a submission, atomically.
+
+    Args:
+        path: the CSV file.
+        ids: ``[N]`` names, in the order wanted.
+        probs: ``[N]`` probabilities of class 1 (columns ``id,label``) or ``[N, K]`` (one column for each class).
+        class_names: column names where there are more than two classes.
+
+    Raises:
+        UserError: lengths differ, there are no rows, an id is empty, unprintable or occurs twice, or a
+            probability is not a number in [0, 1]; the message names the first culprit.
+    """
+    names, values = np.asarray(ids, dtype=np.str_), np.asarray(probs, np.float64)
+    if len(names) != len(values):
+        raise UserError(
+            f"A submission needs one probability per id: {len(names)} ids, {len(values)} probabilities."
+        )
+    if not len(names):
+        raise UserError("There is nothing to submit: no ids.")
+    unique, counts = np.unique(names, return_counts=True)
+    if counts.max() > 1:
+        raise UserError(
+            f"{np.sum(counts > 1)} ids occur more than once in the submission: {unique[counts > 1][0]}."
+        )
+    if (names == "").any():
+        raise UserError(f"Row {int(np.flatnonzero(names == '')[0]) + 1} of the submission has no id.")
+    unwritable = [name for name in names.tolist() if not name.isprintable()]
+    if unwritable:
+        raise UserError(f"{len(unwritable)} ids hold unprintable characters, the first {unwritable[0]!r}.")
+    table = values.reshape(len(values), -1)
+    bad = ~np.all((table >= 0) & (table <= 1), axis=1)
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} predictions are not probabilities, the first for {names[bad][0]} "
+            f"({table[bad][0].tolist()}): nothing was written."
+        )
+    columns = (
+        ["label"] if table.shape[1] == 1 else list(class_names) or [str(k) for k in range(table.shape[1])]
+    )
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", *columns])
+        writer.writerows(
+            [name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, table, strict=True)
+        )
+
+
+def read_submission_ids(path: Path) -> np.ndarray:
+    """The ids of a sample submission in its order, ``[N]`` str.
+
+    Raises:
+        UserError: the file is missing, has no column ``id``, or repeats an id.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"There is no sample submission {path}: check the path.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not a CSV table ({error}).") from None
+    if "id" not in table:
+        raise UserError(f"{path} has no column 'id': it has {', '.join(map(str, table.columns))}.")
+    repeated = table.loc[table["id"].duplicated(), "id"]
+    if len(repeated):
+        raise UserError(f"{path} repeats {len(repeated)} ids, the first {repeated.iloc[0]}.")
+    return table["id"].to_numpy(dtype=np.str_)
+
+
+def in_order_of(
+    expected: np.ndarray, ids: np.ndarray, probs: np.ndarray, path: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions in the order of the expected ids.
+
+    Raises:
+        UserError: ids are missing or extra; the first of each is named.
+    """
+    place = {name: position for position, name in enumerate(ids)}
+    missing = [name for name in expected if name not in place]
+    extra = sorted(set(place) - set(expected))
+    if missing or extra:
+        parts = [f"{len(missing)} of its ids have no prediction (first {missing[0]})"] if missing else []
+        parts += [f"{len(extra)} predictions are not in it (first {extra[0]})"] if extra else []
+        raise UserError(f"The predictions do not fit {path}: {'; '.join(parts)}.")
+    order = np.array([place[name] for name in expected], np.int64)
+    return expected, probs[order]
+
+
+def _prepared(run: Path) -> dict[str, object]:
+    """How the images that a run was trained on were made."""
+    from pcam_jax.run.folder import open_run
+
+    prepared: dict[str, object] = open_run(run).environment["data"].get("prepared", {})
+    return prepared
+
+
+def _say_prevalence(runs: Sequence[Path], probs: np.ndarray, predictor: object) -> None:
+    """A sanity check: how many are called positive, beside the share in training."""
+    from pcam_jax.inference.predictor import Predictor
+    from pcam_jax.run.folder import open_run
+
+    assert isinstance(predictor, Predictor)
+    counts = np.array(open_run(runs[0]).environment["data"]["examples_by_class"]["train"], float)
+    if probs.ndim == 1:
+        threshold = predictor.operating_point.threshold
+        called = (
+            f"{np.mean(probs >= threshold):.1%} are called {predictor.class_names[1]} (at {threshold:.3g})"
+        )
+        print(f"{called}; in training {counts[1] / counts.sum():.1%} were.")
+        return
+    shares = np.bincount(np.argmax(probs, axis=1), minlength=len(counts)) / len(probs)
+    for name, share, known in zip(predictor.class_names, shares, counts / counts.sum(), strict=True):
+        print(f"  {name}: {share:.1%} predicted; {known:.1%} in training.")
+
+
+if __name__ == "__main__":
+    run_command(main)
