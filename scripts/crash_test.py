@@ -1,0 +1,404 @@
+"""Kill training again and again, resume it, and prove that nothing changed.
+
+    python scripts/crash_test.py --kills 60
+
+Runs are killed at random moments and at each stage of a save; each is resumed until it ends, and must then equal
+a run that nobody touched: weights, optimizer state, history and predictions, bit for bit. Prints a table of what
+was tried, how much work was lost and how long it took until the next step, and exits with 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+BATCH_SIZE, SAVE_EVERY = 16, 10
+TIME_COLUMNS = ("seconds", "images_per_second", "wait_share")
+# what decides a run's future and is easily forgotten in a checkpoint, in two mixtures
+RECIPES: dict[str, dict[str, Any]] = {
+    "host": {
+        "data.placement": "host",
+        "data.sampling": "balanced",
+        "augment.horizontal-flip": True,
+        "augment.rotation-degrees": 15.0,
+        "augment.brightness": 0.1,
+        "optimizer.name": "adamw",
+        "optimizer.schedule": "plateau",
+        "optimizer.plateau-patience": 1,
+        "optimizer.ema-decay": 0.99,
+        "train.early-stop-patience": 50,
+    },
+    "device": {
+        "data.placement": "device",
+        "augment.vertical-flip": True,
+        "augment.hed-jitter": 0.02,
+        "augment.mixup-alpha": 0.2,
+        "loss.label-smoothing": 0.05,
+        "optimizer.name": "sgd",
+        "optimizer.momentum": 0.9,
+        "optimizer.schedule": "one_cycle",
+        "optimizer.peak-lr": 0.05,
+        "optimizer.accumulate-steps": 2,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A way to end a process, and how to tell its moment."""
+
+    name: str
+    signum: int
+    has_come: Callable[[Training], bool]
+
+
+@dataclasses.dataclass
+class Life:
+    """One process from its start to its end."""
+
+    fault: str
+    exit_code: int
+    seconds_to_first_step: float
+    first_step: int
+    last_step: int
+    saved_step: int
+    lost_seconds: float
+    left_behind: list[str]
+    said: str
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps that were done and must be done again."""
+        return max(0, self.last_step - self.saved_step)
+
+
+class Training:
+    """A training process, its progress bar and its folder."""
+
+    def __init__(self, command: Sequence[str | Path], run: Path, examples: int) -> None:
+        self.run, self._examples = run, examples
+        self.checkpoints = run / "checkpoints"
+        self.saved_at_start = latest_step(run)
+        self.step, self.first_step, self.evaluating = self.saved_at_start, 0, False
+        self.seconds_to_first_step = 0.0
+        self._started = time.monotonic()
+        ours, theirs = os.openpty()  # a terminal, so that it draws its bar
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+        environment = {**os.environ, "TQDM_MININTERVAL": "0", "TQDM_MINITERS": "1"}
+        self.process = subprocess.Popen(
+            [*map(str, command)],
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self._terminal, self._shown = ours, b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while content := os.read(self._terminal, 1 << 16):
+                self._shown += content
+                bars = re.findall(rb"epoch (\d+):[^\r\n]*? ([\d.]+)/([\d.]+) \[", self._shown)
+                if bars:
+                    epoch, done, total = (int(float(number)) for number in bars[-1])
+                    self._shown = self._shown[-4000:]
+                    self._follow(epoch, done, total)
+
+    def _follow(self, epoch: int, done: int, total: int) -> None:
+        last = -(-epoch * self._examples // BATCH_SIZE)
+        step = last - (total - done) // BATCH_SIZE
+        if done and not self.first_step:
+            self.first_step, self.seconds_to_first_step = step, time.monotonic() - self._started
+        self.step, self.evaluating = max(self.step, step), done == total
+
+    def names(self) -> list[str]:
+        """What lies in the folder of checkpoints."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.listdir(self.checkpoints)
+        return []
+
+    def end(self, fault: Fault) -> Life:
+        """Wait for the moment, send the signal, and look at what is left; a finished run has exit code 0."""
+        while self.process.poll() is None and not (self.first_step and fault.has_come(self)):
+            time.sleep(0.0002)
+        killed = time.time()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(fault.signum)
+        code = self.process.wait(timeout=300)
+        self._reader.join(timeout=10)
+        os.close(self._terminal)
+        saved = latest_step(self.run)
+        folder = self.checkpoints / str(saved)
+        since = folder.stat().st_ctime if folder.is_dir() else killed - self.seconds_to_first_step
+        lines = self._shown.decode(errors="replace").replace("\r", "\n").splitlines()
+        # what the bar leaves of itself is no sentence
+        plain = [line.strip() for line in lines if re.match(r"[A-Z][a-z]+ |error: ", line.strip())]
+        return Life(
+            fault.name,
+            code,
+            self.seconds_to_first_step,
+            self.first_step,
+            self.step,
+            saved,
+            max(0.0, killed - since),
+            sorted(re.sub(r"\d+", "N", name) for name in self.names() if name.endswith(".tmp")),
+            plain[-1] if plain else "",
+        )
+
+
+def latest_step(run: Path) -> int:
+    """Step of the latest complete checkpoint, or 0."""
+    folder = run / "checkpoints"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def after(seconds: float) -> Callable[[Training], bool]:
+    """A moment some time after the first step of this life."""
+    start: list[float] = []
+
+    def has_come(training: Training) -> bool:
+        start.append(time.monotonic())
+        return start[-1] - start[0] >= seconds
+
+    return has_come
+
+
+def moving_on(moment: Callable[[Training], bool]) -> Callable[[Training], bool]:
+    """A moment that counts only once this life has saved something, so that every life makes progress."""
+    return lambda training: latest_step(training.run) > training.saved_at_start and moment(training)
+
+
+def being_written(training: Training) -> list[Path]:
+    """Folders of checkpoints that have no number yet."""
+    return [training.checkpoints / name for name in training.names() if re.fullmatch(r"\d+\.tmp", name)]
+
+
+def make_faults(chance: random.Random) -> list[Fault]:
+    """Each kind of fault once, with moments of its own."""
+    kill = signal.SIGKILL
+    arrays = "state.orbax-checkpoint-tmp"
+
+    def holds(name: str) -> Callable[[Training], bool]:
+        return lambda training: any((folder / name).exists() for folder in being_written(training))
+
+    def new_number(training: Training) -> bool:
+        return latest_step(training.run) > training.saved_at_start
+
+    def removing(training: Training) -> bool:
+        return any(".removed." in name for name in training.names())
+
+    return [
+        Fault("SIGKILL at a random moment", kill, moving_on(after(chance.uniform(0, 2)))),
+        Fault("SIGKILL when a save begins", kill, moving_on(lambda training: bool(being_written(training)))),
+        Fault("SIGKILL while arrays are written", kill, moving_on(holds(arrays))),
+        Fault("SIGKILL when the arrays are written", kill, moving_on(holds("state"))),
+        Fault("SIGKILL before the rename", kill, moving_on(holds("progress.json"))),
+        Fault("SIGKILL after the rename", kill, new_number),
+        Fault("SIGKILL while an old one is removed", kill, moving_on(removing)),
+        Fault("SIGKILL in evaluation", kill, moving_on(lambda training: training.evaluating)),
+        Fault("SIGTERM at a random moment", signal.SIGTERM, moving_on(after(chance.uniform(0, 2)))),
+        Fault("SIGINT at a random moment", signal.SIGINT, moving_on(after(chance.uniform(0, 2)))),
+    ]
+
+
+def kill_until_done(
+    command: Callable[[bool], Sequence[str | Path]],
+    run: Path,
+    examples: int,
+    faults: Sequence[Fault],
+    kills: int,
+) -> list[Life]:
+    """Kill a run, resume it and kill it again, until it ends or ``kills`` are spent; then let it end.
+
+    Raises:
+        RuntimeError: a process ended in another way than asked, or a life lost what an earlier one had saved.
+    """
+    lives: list[Life] = []
+    while len(lives) < kills:
+        fault = faults[len(lives) % len(faults)]
+        training = Training(command(run.exists()), run, examples)
+        life = training.end(fault)
+        if life.exit_code == 0:
+            return lives
+        expected = -fault.signum if fault.signum == signal.SIGKILL else 128 + fault.signum
+        if life.exit_code != expected:
+            raise RuntimeError(f"exit code {life.exit_code} instead of {expected}: {life.said}")
+        if life.saved_step < training.saved_at_start:
+            raise RuntimeError(
+                f"step {training.saved_at_start} was saved, then only {life.saved_step} was left"
+            )
+        lives.append(life)
+    subprocess.run([*map(str, command(run.exists()))], check=True, stdout=subprocess.DEVNULL)
+    return lives
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Names of what differs between two runs: arrays of their checkpoints, history, how they ended."""
+    from pcam_jax.run.folder import open_run
+
+    found = []
+    runs = [open_run(one), open_run(other)]
+    steps = [run.checkpoints.steps() for run in runs]
+    if steps[0][-1] != steps[1][-1]:
+        return [f"the last steps {steps}"]
+    left, right = (run.checkpoints.load(steps[0][-1]).arrays for run in runs)
+    found += [name for name in left if left[name].tobytes() != right[name].tobytes()]
+    rows = [
+        [{name: value for name, value in row.items() if name not in TIME_COLUMNS} for row in run.history()]
+        for run in runs
+    ]
+    if repr(rows[0]) != repr(rows[1]):
+        found.append("history.csv")
+    if (runs[0].result or {})["best_step"] != (runs[1].result or {})["best_step"]:
+        found.append("the best step")
+    return found
+
+
+def table(lives: Sequence[Life]) -> str:
+    """Faults tried, lost work and time to recover, as Markdown."""
+    lines = [
+        "| fault | times | left on the disk | lost steps, median (most) | lost seconds, most | printed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(life.fault for life in lives):
+        these = [life for life in lives if life.fault == name]
+        left = sorted({file for life in these for file in life.left_behind})
+        said = re.sub(r"\d+", "N", these[-1].said) or "nothing"
+        lines.append(
+            f"| {name} | {len(these)} | {', '.join(left) or 'nothing'} "
+            f"| {statistics.median(life.lost_steps for life in these):.0f} "
+            f"({max(life.lost_steps for life in these)}) "
+            f"| {max(life.lost_seconds for life in these):.1f} | {said} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the campaign."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--model", default="pcam_cnn3")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
+    parser.add_argument("--output", type=Path, help="file for the lives as JSON")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="crash-test-"))
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault(
+            "JAX_COMPILATION_CACHE_DIR", str(folder / "xla")
+        )  # killed writers write here too
+        lives, failures = campaign(options, folder)
+    recovered = [life.seconds_to_first_step for life in lives[1:]]
+    print(f"\n{table(lives)}\n")
+    print(
+        f"{len(lives)} kills, saves every {SAVE_EVERY} steps; from the start of a process to its next step "
+        f"{statistics.median(recovered):.1f} s (median), {max(recovered):.1f} s (most)."
+    )
+    if options.output:
+        options.output.write_text(json.dumps([dataclasses.asdict(life) for life in lives], indent=1) + "\n")
+    for failure in failures:
+        print(f"DIFFERENT: {failure}", file=sys.stderr)
+    print("NOT EQUAL" if failures else "All runs equal the ones that nobody touched, bit for bit.")
+    return 1 if failures else 0
+
+
+def campaign(options: argparse.Namespace, folder: Path) -> tuple[list[Life], list[str]]:
+    """Kill runs of all recipes until the kills are spent."""
+    from pcam_jax.data.sample import write_sample_store
+    from pcam_jax.run.folder import open_run
+
+    store = folder / "store"
+    if not store.is_dir():
+        write_sample_store(store, count=1000, test_count=60, image_size=options.image_size)
+    chance, lives, failures = random.Random(options.seed), list[Life](), list[str]()
+    straights: dict[str, Path] = {}
+    round_number = 0
+    while len(lives) < options.kills:
+        recipe = list(RECIPES)[round_number % len(RECIPES)]
+        straight, run = folder / f"{recipe}-straight", folder / f"{recipe}-{round_number}"
+        shutil.rmtree(run, ignore_errors=True)
+        base = training_command(options, store, RECIPES[recipe])
+        if recipe not in straights:
+            shutil.rmtree(straight, ignore_errors=True)
+            print(f"{recipe}: training without a fault", flush=True)
+            subprocess.run([*base, "--workdir", str(straight)], check=True, stdout=subprocess.DEVNULL)
+            straights[recipe] = straight
+        examples = sum(open_run(straight).environment["data"]["examples_by_class"]["train"])
+
+        def command(resume: bool, base: list[str] = base, run: Path = run) -> list[str]:
+            return [*base, "--workdir", str(run), *(["--resume"] if resume else [])]
+
+        faults = make_faults(chance)
+        chance.shuffle(faults)
+        new = kill_until_done(command, run, examples, faults, options.kills - len(lives))
+        lives += new
+        reached = ", ".join(f"{life.first_step}-{life.last_step}" for life in new)
+        different = differences(straight, run) + differing_predictions(straight, run, store, folder)
+        failures += [f"{run}: {name}" for name in different]
+        print(f"{recipe}: {len(new)} kills, steps {reached}: {different or 'equal'}", flush=True)
+        round_number += 1
+        if not new:
+            raise RuntimeError("a run ended before it could be killed: take more --epochs")
+    return lives, failures
+
+
+def training_command(options: argparse.Namespace, store: Path, recipe: dict[str, Any]) -> list[str]:
+    """The command line of a recipe, without its workdir."""
+    settings = {
+        "data.store": store,
+        "model.name": options.model,
+        "train.epochs": options.epochs,
+        "train.batch-size": BATCH_SIZE,
+        "checkpoint.every-steps": SAVE_EVERY,
+        "tracking.tensorboard": True,
+        **recipe,
+    }
+    command = [sys.executable, "-m", "pcam_jax.train"]
+    for name, value in settings.items():
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return command
+
+
+def differing_predictions(straight: Path, run: Path, store: Path, folder: Path) -> list[str]:
+    """Whether two runs predict other bytes."""
+    contents = []
+    for path in (straight, run):
+        output = folder / "predictions.csv"
+        command = [sys.executable, "-m", "pcam_jax.predict", str(path), str(store), "--output", str(output)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        contents.append(output.read_bytes())
+    return [] if contents[0] == contents[1] else ["predictions"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Throughput of one net in several frameworks, each in a process of its own, taking turns."""

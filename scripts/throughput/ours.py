@@ -1,0 +1,99 @@
+"""pcam_jax: the trainer's own step and the predictor's own forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pcam_jax
+from pcam_jax.config import Config, ModelConfig, TrainConfig
+from pcam_jax.models.registry import Net, build_model
+from pcam_jax.runtime import accelerator
+from pcam_jax.training.optimizer import make_optimizer
+from pcam_jax.training.state import initial_state
+from pcam_jax.training.steps import make_eval_step, make_train_step
+from throughput.case import MATMUL_SIDE, Case, Contender, batches
+
+
+def make(case: Case) -> Contender:
+    accelerator.configure()
+    shape = (case.side, case.side, 3)
+    net = build_model(case.model, image_shape=shape, outputs=1, dtype=jnp.dtype(case.precision))
+    run = _train(case, net) if case.task == "train" else _predict(case, net)
+    facts = {
+        "versions": {"pcam_jax": getattr(pcam_jax, "__version__", ""), "jax": jax.__version__},
+        "device": accelerator.device_summary(),
+        "params": net.param_count,
+        "flops_per_image": _flops(dataclasses.replace(case, precision="float32")),
+    }
+    return Contender(run, lambda: _matmul(case.precision), facts)
+
+
+def _train(case: Case, net: Net) -> Any:
+    config = Config(
+        model=ModelConfig(name=case.model), train=TrainConfig(batch_size=case.batch, precision=case.precision)
+    )
+    params, batch_stats = net.init(jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, 1_000_000, params)
+    state = initial_state(params, batch_stats, optimizer.init(params), ema=False)
+    step = jax.jit(
+        make_train_step(net, optimizer, config, classes=2),
+        donate_argnums=0,
+        compiler_options=accelerator.compiler_options(),
+    )
+    feed = itertools.cycle(batches(case))
+
+    def run(steps: int) -> None:
+        nonlocal state
+        figures = {}
+        for _ in range(steps):
+            images, labels = next(feed)
+            state, figures = step(state, jnp.asarray(images), jnp.asarray(labels))
+        jax.block_until_ready((state, figures))
+
+    return run
+
+
+def _predict(case: Case, net: Net) -> Any:
+    weights = net.init(jax.random.key(0))
+    step = jax.jit(make_eval_step(net, "unit"), compiler_options=accelerator.compiler_options())
+    feed = itertools.cycle(batches(case))
+
+    def run(steps: int) -> None:
+        pending = None
+        for _ in range(steps):
+            images, _ = next(feed)
+            logits = step(*weights, jnp.asarray(images))
+            if pending is not None:
+                np.asarray(jax.nn.sigmoid(pending))
+            pending = logits
+        np.asarray(jax.nn.sigmoid(pending))
+
+    return run
+
+
+def _flops(case: Case) -> float:
+    """Operations per image of the task in XLA's own count, before any optimisation."""
+    net = build_model(case.model, image_shape=(case.side, case.side, 3), outputs=1)
+    params, batch_stats = jax.eval_shape(net.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((8, case.side, case.side, 3), jnp.float32)
+
+    def loss(params: Any, batch_stats: Any, x: Any) -> Any:
+        return net.apply(params, batch_stats, x, train=True, key=jax.random.key(0))[0].sum()
+
+    task = jax.grad(loss) if case.task == "train" else lambda p, s, x: net.apply(p, s, x)[0]
+    return jax.jit(task).lower(params, batch_stats, x).cost_analysis()["flops"] / 8
+
+
+def _matmul(precision: str) -> Any:
+    a = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), jnp.dtype(precision))
+    product = jax.jit(
+        lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32),
+        compiler_options=accelerator.compiler_options(),
+    )
+    return lambda: jax.block_until_ready(product(a, a))
