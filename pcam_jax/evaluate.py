@@ -65,6 +65,7 @@ def main(argv: list[str]) -> None:
 
     from pcam_jax.inference.evaluation import evaluate_ensemble, evaluate_run
     from pcam_jax.inference.fitted_point import parse_threshold
+    from pcam_jax.runtime import distributed
 
     parse_threshold(command.threshold)  # a mistake is said before the first run has taken its time
     evaluations = []
@@ -81,6 +82,8 @@ def main(argv: list[str]) -> None:
                 stop=stop,
             )
             evaluations.append(evaluation)
+            if not distributed.is_first():
+                continue  # it has given its share; the first process speaks and writes
             symmetries = ", mean over the eight symmetries" if command.tta == "d4" else ""
             print(f"\n{run.path} on {command.split}{symmetries}, weights of step {evaluation.step}:\n")
             print(format_report(evaluation.report))
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> None:
             print(f"Wrote {run.path / FOLDER / evaluation.name}.csv and .json.")
             if command.report:
                 print(f"Wrote {_report(run, evaluation, stop)}.")
-    if command.ensemble:
+    if command.ensemble and distributed.is_first():
         report = evaluate_ensemble(evaluations, runs[0].class_names, command.threshold, command.resamples)
         print(f"\nMean of {len(runs)} runs on {command.split}:\n\n{format_report(report)}")
 

@@ -26,6 +26,7 @@ from pcam_jax.metrics.summary import evaluate_predictions
 from pcam_jax.run.folder import Run
 from pcam_jax.run.operating_point import OperatingPoint, write_operating_point
 from pcam_jax.run.predictions import Evaluation, write_evaluation
+from pcam_jax.runtime import distributed
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.runtime.signals import Stop
 
@@ -112,7 +113,8 @@ def evaluate_run(
     """Evaluate one run and write its predictions and figures into ``predictions/``.
 
     On the run's own validation examples the temperature is fitted, the threshold chosen where a rule is known
-    (given now, or when the run was evaluated before), and both are stored in the run.
+    (given now, or when the run was evaluated before), and both are stored in the run. Several processes share the
+    images; the first one alone resamples and writes.
 
     Args:
         run: from `open_run`.
@@ -150,7 +152,8 @@ def evaluate_run(
         point = fitted_point(
             point, logits, labels, rule, target, tta=tta, step=step, isotonic=isotonic, names=run.class_names
         )
-        write_operating_point(run.path, point)
+        if distributed.is_first():
+            write_operating_point(run.path, point)
         notes.append(_fitted_here(point))
     probs = mean_probs(logits, point.temperature)
     report = evaluate_predictions(
@@ -159,7 +162,7 @@ def evaluate_run(
         class_names=run.class_names,
         threshold=point.threshold,
         groups=known_groups,
-        resamples=resamples,
+        resamples=resamples if distributed.is_first() else 0,
     )
     evaluation = Evaluation(
         split=split,
@@ -178,7 +181,8 @@ def evaluate_run(
         meaning=threshold_meaning(labels, probs, point, run.class_names),
         images_per_second=images_per_second,
     )
-    write_evaluation(run, evaluation)
+    if distributed.is_first():
+        write_evaluation(run, evaluation)
     return evaluation
 
 
