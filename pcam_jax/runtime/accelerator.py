@@ -26,7 +26,7 @@ from pcam_jax.runtime.errors import UserError
 
 # glibc malloc parameters (malloc.h); XLA's CPU buffers are large and short-lived, and by default each one is
 # mapped from the kernel, zeroed and unmapped again
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 # Eigen's convolutions beat the YNN ones in jaxlib 0.10-0.12 on CPU; fusions limited to dots and reductions
 # keep convolutions on Eigen. LLVM takes vectors of half the width by default; the fused loops of the first
@@ -64,7 +64,7 @@ def cache_folder() -> Path:
 
 
 def tune_allocator() -> bool:
-    """Make glibc keep and reuse large blocks instead of mapping each anew (1.2x training, 1.7x prediction).
+    """Make glibc keep and reuse large blocks instead of mapping each anew (docs/benchmarks.md has the ratios).
 
     Returns:
         Whether the C library took all settings; elsewhere than on glibc nothing happens.
@@ -75,7 +75,7 @@ def tune_allocator() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 1 << 28), (_M_ARENA_MAX, 1))
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
     taken = [mallopt(name, value) == 1 for name, value in settings]  # a list: each call has its effect
     return all(taken)
 
