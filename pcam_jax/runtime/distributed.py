@@ -104,7 +104,11 @@ def _environment() -> dict[str, Any] | None:
             f"JAX_PROCESS_ID is {given['JAX_PROCESS_ID']} of JAX_NUM_PROCESSES {given['JAX_NUM_PROCESSES']}: it "
             "must be a whole number from 0 to one below the number of processes."
         )
-    return {"coordinator_address": address, "num_processes": count, "process_id": number}
+    arguments: dict[str, Any] = {"coordinator_address": address, "num_processes": count, "process_id": number}
+    if not by_launcher:
+        # nothing is left to find out; jax would look all the same, and in Kubernetes warn that it lacks a client
+        arguments["cluster_detection_method"] = "deactivate"
+    return arguments
 
 
 def _count(name: str) -> int:

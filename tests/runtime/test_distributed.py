@@ -40,11 +40,12 @@ def test_a_process_on_its_own_stays_so(monkeypatch: pytest.MonkeyPatch, values: 
 
 def test_three_variables_make_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"JAX_COORDINATOR_ADDRESS": "node1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert environment(monkeypatch, **given) == {
-        "coordinator_address": "node1:1234",
-        "num_processes": 4,
-        "process_id": 3,
-    }
+    arguments = {"coordinator_address": "node1:1234", "num_processes": 4, "process_id": 3}
+    alone = {**arguments, "cluster_detection_method": "deactivate"}
+    assert environment(monkeypatch, **given) == alone
+    assert environment(monkeypatch, **given, KUBERNETES_SERVICE_HOST="10.0.0.1") == alone
+    # within a step of Slurm's jax still finds out which GPU of its host is this process's
+    assert environment(monkeypatch, **given, SLURM_STEP_NUM_TASKS="4") == arguments
 
 
 @pytest.mark.parametrize("launcher", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
