@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,3 +168,25 @@ def test_a_signal_in_prediction_leaves_nothing_half_written(
     assert interruption.value.signum == signal.SIGINT
     assert (tmp_path / "out.csv").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_verb_evaluate_leaves_the_run_as_it_was(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
+) -> None:
+    from pcam_jax.evaluate import main
+
+    real = Forward.run
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signum)
+        return real(*arguments)
+
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    monkeypatch.setattr(Forward, "run", interrupted)
+    monkeypatch.setattr("pcam_jax.inference.predictor.BATCH_SIZE", 4)
+    with pytest.raises(Interrupted) as interruption:
+        main([str(run), "--threshold", "youden"])
+    assert interruption.value.signum == signum
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
