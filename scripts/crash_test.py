@@ -84,6 +84,8 @@ class Life:
     lost_seconds: float
     left_behind: list[str]
     said: str
+    recovered_seconds: float | None = None
+    """From the start of the next process to its first new step; None if none was asked for."""
 
     @property
     def lost_steps(self) -> int:
@@ -250,6 +252,8 @@ def kill_until_done(
             raise RuntimeError(
                 f"step {training.saved_at_start} was saved, then only {life.saved_step} was left"
             )
+        if lives:
+            lives[-1].recovered_seconds = life.seconds_to_first_step
         lives.append(life)
     subprocess.run([*map(str, command(run.exists()))], check=True, stdout=subprocess.DEVNULL)
     return lives
@@ -280,18 +284,21 @@ def differences(one: Path, other: Path) -> list[str]:
 def table(lives: Sequence[Life]) -> str:
     """Faults tried, lost work and time to recover, as Markdown."""
     lines = [
-        "| fault | times | left on the disk | lost steps, median (most) | lost seconds, most | printed |",
-        "|---|---|---|---|---|---|",
+        "| fault | times | left on the disk | lost steps, median (most) | lost seconds, most "
+        "| seconds to recover, median (most) | printed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(life.fault for life in lives):
         these = [life for life in lives if life.fault == name]
         left = sorted({file for life in these for file in life.left_behind})
         said = re.sub(r"\d+", "N", these[-1].said) or "nothing"
+        recovered = [life.recovered_seconds for life in these if life.recovered_seconds]
+        recovery = f"{statistics.median(recovered):.1f} ({max(recovered):.1f})" if recovered else ""
         lines.append(
             f"| {name} | {len(these)} | {', '.join(left) or 'nothing'} "
             f"| {statistics.median(life.lost_steps for life in these):.0f} "
             f"({max(life.lost_steps for life in these)}) "
-            f"| {max(life.lost_seconds for life in these):.1f} | {said} |"
+            f"| {max(life.lost_seconds for life in these):.1f} | {recovery} | {said} |"
         )
     return "\n".join(lines)
 
@@ -318,7 +325,7 @@ def main() -> int:
             "JAX_COMPILATION_CACHE_DIR", str(folder / "xla")
         )  # killed writers write here too
         lives, failures = campaign(options, folder)
-    recovered = [life.seconds_to_first_step for life in lives[1:]]
+    recovered = [life.recovered_seconds for life in lives if life.recovered_seconds]
     print(f"\n{table(lives)}\n")
     print(
         f"{len(lives)} kills, saves every {SAVE_EVERY} steps; from the start of a process to its next step "
