@@ -1,0 +1,308 @@
+"""Big pictures by parts: every rectangle must be what the whole picture says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pcam_jax.data.background import boxes_with_tissue, tissue_mask
+from pcam_jax.data.whole_slide import ArraySlide, SlideView, TiffSlide, open_slide, view_slide
+from pcam_jax.runtime.errors import UserError
+
+
+def scene(height: int, width: int) -> np.ndarray:
+    """A smooth pink and violet picture with fine noise."""
+    down, across = np.mgrid[:height, :width]
+    noise = np.random.default_rng(0).integers(0, 9, (height, width, 1))
+    waves = [np.sin(down / 17), np.cos(across / 23), np.sin((down + across) / 31)]
+    base = np.array([190.0, 120, 180])
+    return (base + 40 * np.stack(waves, -1) + noise).astype(np.uint8)
+
+
+def write_pyramid(
+    path: Path, picture: np.ndarray, levels: int = 3, microns: float | None = 0.243, **options: object
+) -> Path:
+    """A tiled pyramid as scanners write it: levels in subfiles, halved each time."""
+    resolution = (
+        {} if microns is None else {"resolution": (1e4 / microns,) * 2, "resolutionunit": "CENTIMETER"}
+    )
+    options = {"tile": (64, 48), "photometric": "rgb", **resolution, **options}
+    with tifffile.TiffWriter(path) as file:
+        file.write(picture, subifds=levels - 1, **options)
+        for level in range(1, levels):
+            small = np.asarray(Image.fromarray(picture).reduce(2**level))
+            file.write(small, subfiletype=1, **{**options, "resolution": None, "resolutionunit": None})
+    return path
+
+
+PICTURE = scene(205, 301)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib", "predictor": True},
+        {"tile": None, "rowsperstrip": 7},
+        {"tile": None},
+        {"bigtiff": True},
+    ],
+    ids=["tiled", "deflate", "strips", "one strip", "bigtiff"],
+)
+def test_every_rectangle_is_that_of_the_picture(tmp_path: Path, options: dict[str, object]) -> None:
+    big = {"bigtiff": True} if options.pop("bigtiff", False) else {}
+    with tifffile.TiffWriter(tmp_path / "a.tif", **big) as file:
+        file.write(PICTURE, **{"tile": (64, 48), "photometric": "rgb", **options})
+    slide = open_slide(tmp_path / "a.tif")
+    view, whole = SlideView(slide), SlideView(ArraySlide(PICTURE))
+    mirrored = np.pad(PICTURE, ((90, 90), (90, 90), (0, 0)), mode="symmetric")
+    for top, left, height, width in [
+        (0, 0, 205, 301),
+        (63, 47, 2, 2),
+        (204, 300, 1, 1),
+        (-90, -90, 385, 481),
+    ]:
+        expected = mirrored[top + 90 : top + 90 + height, left + 90 : left + 90 + width]
+        np.testing.assert_array_equal(view.read(top, left, height, width), expected)
+        np.testing.assert_array_equal(whole.read(top, left, height, width), expected)
+    slide.close()
+
+
+@settings(max_examples=60)
+@given(st.integers(-40, 240), st.integers(-40, 320), st.integers(1, 60), st.integers(1, 60))
+def test_what_lies_beyond_the_border_is_the_mirror_image(
+    top: int, left: int, height: int, width: int
+) -> None:
+    if top >= 205 or left >= 301 or top + height <= 0 or left + width <= 0:
+        return
+    mirrored = np.pad(PICTURE, ((100, 100), (100, 100), (0, 0)), mode="symmetric")
+    found = SlideView(ArraySlide(PICTURE)).read(top, left, height, width)
+    np.testing.assert_array_equal(found, mirrored[top + 100 :, left + 100 :][:height, :width])
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "RGB"])
+def test_jpeg_strips_with_shared_tables(tmp_path: Path, mode: str) -> None:
+    """As libtiff writes them: tables in a tag of their own, colours named by a tag."""
+    Image.fromarray(PICTURE).convert(mode).save(tmp_path / "a.tif", compression="jpeg", quality=95)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        page = file.pages[0]
+        assert page.jpegtables
+        assert len(page.dataoffsets) > 1
+        assert page.photometric.name == mode.upper()
+    slide = open_slide(tmp_path / "a.tif")
+    assert isinstance(slide, TiffSlide)
+    found = slide.read(0, 0, 0, 205, 301).astype(int)
+    assert np.abs(found - PICTURE).mean() < 4
+    assert np.abs(found - PICTURE).max() < 40
+    np.testing.assert_array_equal(slide.read(0, 150, 7, 40, 50), found[150:190, 7:57])
+    slide.close()
+
+
+def test_grey_and_transparent_pictures_become_rgb(tmp_path: Path) -> None:
+    grey = PICTURE[..., 0]
+    tifffile.imwrite(tmp_path / "grey.tif", grey, tile=(64, 48))
+    alpha = np.where(np.arange(301) < 150, 255, 0).astype(np.uint8)
+    layered = np.concatenate([PICTURE, np.broadcast_to(alpha[None, :, None], (205, 301, 1))], axis=2)
+    tifffile.imwrite(
+        tmp_path / "rgba.tif", layered, tile=(64, 48), photometric="rgb", extrasamples=["unassalpha"]
+    )
+    np.testing.assert_array_equal(
+        open_slide(tmp_path / "grey.tif").read(0, 3, 5, 9, 9), grey[3:12, 5:14, None].repeat(3, 2)
+    )
+    found = open_slide(tmp_path / "rgba.tif").read(0, 0, 145, 4, 10)
+    np.testing.assert_array_equal(found[:, :5], PICTURE[:4, 145:150])
+    assert (found[:, 5:] == 255).all()
+
+
+def test_missing_tiles_are_glass(tmp_path: Path) -> None:
+    write_sparse_tiff(tmp_path / "a.tif", 256, {(0, 0): PICTURE[64:128, :64], (1, 2): PICTURE[:64, :64]})
+    slide = open_slide(tmp_path / "a.tif")
+    whole = slide.read(0, 0, 0, 256, 256)
+    np.testing.assert_array_equal(whole[64:128, 128:192], PICTURE[:64, :64])
+    np.testing.assert_array_equal(whole[:64, :64], PICTURE[64:128, :64])
+    whole[64:128, 128:192] = whole[:64, :64] = 255
+    assert (whole == 255).all()
+
+
+def write_sparse_tiff(path: Path, length: int, tiles: dict[tuple[int, int], np.ndarray]) -> Path:
+    """A square picture of ``length`` pixels of which only some tiles are there, (0, 0) among them."""
+    side = next(iter(tiles.values())).shape[0]
+    count = -(-length // side)
+
+    def content() -> object:
+        for row in range(count):
+            for column in range(count):
+                yield tiles.get((row, column))
+
+    tifffile.imwrite(
+        path, content(), shape=(length, length, 3), dtype="uint8", tile=(side, side), photometric="rgb",
+        compression="zlib",
+    )  # fmt: skip
+    return path
+
+
+def test_levels_and_resolution(tmp_path: Path) -> None:
+    slide = open_slide(write_pyramid(tmp_path / "a.tif", PICTURE))
+    assert [(level.height, level.width) for level in slide.levels] == [(205, 301), (103, 151), (52, 76)]
+    assert slide.microns_per_pixel == pytest.approx(0.243, rel=1e-3)
+    for microns, level, reduction in ((0.243, 0, 1), (0.25, 0, 1), (0.49, 1, 1), (0.972, 2, 1)):
+        view = view_slide(slide, microns=microns)
+        assert (view.level, view.reduction) == (level, pytest.approx(reduction))
+    between = view_slide(slide, microns=0.729)  # three pixels of level 0: from level 1, reduced by 1.5
+    assert between.level == 1
+    assert between.scale == pytest.approx(3, rel=0.01)
+    assert between.microns_per_pixel == pytest.approx(0.729, rel=1e-3)
+    assert view_slide(slide).level == 0
+    slide.close()
+
+
+def test_a_reduced_view_has_no_seams_and_shows_the_picture(tmp_path: Path) -> None:
+    view = SlideView(ArraySlide(PICTURE), 0, 1.7)
+    whole = view.read(0, 0, view.height, view.width)
+    for top, left in ((0, 0), (13, 29), (60, 100)):
+        part = view.read(top, left, 40, 50).astype(int)
+        # a level of 255 in each direction for the rounding of the filter's weights
+        assert np.abs(part - whole[top : top + 40, left : left + 50]).max() <= 2
+    small = Image.fromarray(PICTURE).resize((view.width, view.height), Image.Resampling.BILINEAR)
+    assert np.abs(whole.astype(int) - np.asarray(small).astype(int)).max() <= 6
+
+
+def test_an_overview_is_the_picture_made_small(tmp_path: Path) -> None:
+    big = np.tile(scene(1100, 700), (3, 4, 1))
+    found = SlideView(ArraySlide(big)).overview(200)
+    expected = Image.fromarray(big).resize((found.shape[1], found.shape[0]), Image.Resampling.BOX)
+    assert found.shape == (200, 170, 3)
+    assert np.abs(found.astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    slide = open_slide(write_pyramid(tmp_path / "a.tif", PICTURE))
+    coarse = view_slide(slide, level=0).overview(76)
+    assert coarse.shape == (52, 76, 3)
+    np.testing.assert_array_equal(coarse, np.asarray(Image.fromarray(PICTURE).reduce(4)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"level": 3}, "has levels 0 to 2, and no level 3"),
+        ({"level": 0, "microns": 0.5}, "--level or --mpp, not both"),
+        ({"microns": 0.1}, "has 0.243 µm a pixel at best"),
+        ({"microns": 0.0}, "must be above 0"),
+    ],
+)
+def test_impossible_resolutions(tmp_path: Path, options: dict[str, float], words: str) -> None:
+    slide = open_slide(write_pyramid(tmp_path / "a.tif", PICTURE))
+    with pytest.raises(UserError, match=words):
+        view_slide(slide, **options)
+
+
+def test_printers_resolution_is_no_magnification(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", PICTURE, photometric="rgb", resolution=(72, 72), resolutionunit="INCH"
+    )
+    slide = open_slide(tmp_path / "a.tif")
+    assert slide.microns_per_pixel is None
+    with pytest.raises(UserError, match="does not say how many micrometres"):
+        view_slide(slide, microns=1.0)
+
+
+@pytest.mark.parametrize(
+    ("description", "microns"),
+    [("Aperio Image Library v1\n40000x30000|AppMag = 40|MPP = 0.2525", 0.2525), ("MPP = fog", None)],
+)
+def test_aperios_description(tmp_path: Path, description: str, microns: float | None) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", PICTURE, photometric="rgb", description=description, metadata=None)
+    assert open_slide(tmp_path / "a.tif").microns_per_pixel == microns
+
+
+def test_other_pictures(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    slide = open_slide(tmp_path / "a.png")
+    np.testing.assert_array_equal(slide.read(0, 5, 6, 7, 8), PICTURE[5:12, 6:14])
+    assert isinstance(slide, ArraySlide)
+
+
+def test_openslide_reads_what_it_alone_knows(tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    # OpenSlide takes a generic tiled TIFF whatever its suffix; .svslide leads to it
+    path = write_pyramid(tmp_path / "a.svslide", PICTURE, compression="zlib")
+    slide = open_slide(path)
+    assert type(slide).__name__ == "OpenSlideFile"
+    np.testing.assert_array_equal(slide.read(0, 11, 13, 60, 70), PICTURE[11:71, 13:83])
+    slide.close()
+    with pytest.raises(UserError, match="is not a slide that can be read"):
+        open_slide(Path(__file__))
+
+
+def broken(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / f"{name}.tif"
+    if name == "16 bits":
+        tifffile.imwrite(path, PICTURE.astype(np.uint16), photometric="rgb")
+    elif name == "planar":
+        tifffile.imwrite(path, np.moveaxis(PICTURE, -1, 0), photometric="rgb", planarconfig="separate")
+    elif name == "stack":
+        tifffile.imwrite(path, np.stack([PICTURE, PICTURE]), photometric="rgb")
+    elif name == "cut":
+        tifffile.imwrite(path, PICTURE, photometric="rgb", tile=(64, 48))
+        path.write_bytes(path.read_bytes()[:-3000])
+    elif name == "header":
+        path.write_bytes(b"II*\0" + bytes(40))
+    elif name == "garbage":
+        tifffile.imwrite(path, PICTURE, photometric="rgb", tile=(64, 48), compression="zlib")
+        content = bytearray(path.read_bytes())
+        content[-2000:] = bytes(2000)
+        path.write_bytes(content)
+    elif name == "empty":
+        path.write_bytes(b"")
+    elif name == "folder":
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("16 bits", "has 16 bits a sample"),
+        ("planar", "plane by plane"),
+        ("stack", "a stack of 2 pictures"),
+        ("cut", "ends too early"),
+        ("header", "cannot be read as a TIFF file"),
+        ("garbage", "cannot be decoded"),
+        ("empty", "cannot be used"),
+        ("folder", "is a folder"),
+        ("missing", "There is no"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path: Path, name: str, words: str) -> None:
+    path = broken(tmp_path, name)
+    with pytest.raises(UserError, match=words):
+        open_slide(path).read(0, 0, 0, 205, 301)
+
+
+def test_tissue_is_what_has_colour() -> None:
+    picture = np.full((60, 60, 3), 240, np.uint8)
+    picture[10:30, 10:30] = (200, 120, 190)
+    picture[40:50, 40:50] = 3  # what was not scanned
+    picture[:, 58:] = (238, 240, 236)  # tinted glass
+    mask = tissue_mask(picture)
+    assert mask[11:29, 11:29].all()
+    assert not mask[:8].any()
+    assert not mask[33:].any()
+    assert not mask[:, 33:].any()
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32), st.floats(0.3, 9), st.floats(0.3, 9))
+def test_boxes_with_tissue_agree_with_looking(seed: int, step: float, size: float) -> None:
+    mask = np.random.default_rng(seed).random((17, 23)) < 0.03
+    tops, lefts = np.arange(0, 16, step), np.arange(0, 22, step)
+    found = boxes_with_tissue(mask, tops, lefts, (size, size))
+    for i, top in enumerate(tops):
+        for j, left in enumerate(lefts):
+            rows = slice(int(top + 1e-6), max(int(np.ceil(top + size - 1e-6)), int(top + 1e-6) + 1))
+            columns = slice(int(left + 1e-6), max(int(np.ceil(left + size - 1e-6)), int(left + 1e-6) + 1))
+            assert found[i, j] == mask[rows, columns].any()
