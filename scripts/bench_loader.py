@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
-import shlex
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from throughput import record
 
 from pcam_jax.data.loader import EvalLoader, TrainLoader
 from pcam_jax.data.order import TrainOrder
@@ -204,12 +201,6 @@ def markdown(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} CPUs"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, help="an existing store; without it, random pixels")
@@ -228,9 +219,7 @@ def main() -> None:
             make_store(path, options.count, options.size)
         bench = Bench(path, options.batch, options.steps, options.step_ms / 1000)
         results = measure(bench, options.rounds)
-    command = f"python {shlex.join(sys.argv)}"
     versions = {name: version(name) for name in ("numpy", "grain", "jax")}
-    versions["python"] = platform.python_version()
     facts = {
         "images": bench.count,
         "image_shape": list(bench.store.image_shape),
@@ -238,12 +227,7 @@ def main() -> None:
         "batch": options.batch,
     }
     print(markdown(results))
-    if options.output is not None:
-        record = {"command": command, "machine": machine(), "versions": versions, **facts, "results": results}
-        options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-        said = ", ".join(f"{name} {number}" for name, number in versions.items())
-        text = f"`{command}`\n\n{machine()}; {said}; {facts}\n\n{markdown(results)}\n"
-        options.output.with_suffix(".md").write_text(text)
+    record.write(options.output, versions, {**facts, "results": results}, f"{facts}\n\n{markdown(results)}")
 
 
 if __name__ == "__main__":

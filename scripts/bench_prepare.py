@@ -15,9 +15,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import io
-import json
 import os
-import platform
 import resource
 import shlex
 import shutil
@@ -35,6 +33,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from isal import isal_zlib
+from throughput import record
 
 from pcam_jax.data.convert_worker import convert
 from pcam_jax.data.partial import PartialStore, Plan
@@ -93,20 +92,10 @@ def main() -> None:
             for contender in contenders if number % 2 == 0 else reversed(contenders):
                 contender.time()
     results = [_result(contender, contenders, count) for contender in contenders]
-    record = {
-        "task": "prepare",
-        "command": f"python {shlex.join(sys.argv)}",
-        "python": platform.python_version(),
-        "machine": _machine(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "images": count,
-        "results": results,
-    }
-    text = markdown(record)
-    print(text)
-    if options.output:
-        options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-        options.output.with_suffix(".md").write_text(text)
+    table = markdown(results, count)
+    print(table)
+    versions = {name: number for name in _PACKAGES if (number := _version(name))}
+    record.write(options.output, versions, {"task": "prepare", "images": count, "results": results}, table)
 
 
 def _contenders(archive: Path, folder: Path, scratch: Path) -> tuple[int, list[Contender]]:
@@ -145,9 +134,9 @@ def _read(paths: list[str]) -> None:
 
 def _inflate(archive: Path, records: list[RawRecord]) -> None:
     descriptor = os.open(archive, os.O_RDONLY)
-    for record in records:
-        assert isinstance(record.locator, tuple)
-        offset, packed, size, _, method, _ = record.locator
+    for entry in records:
+        assert isinstance(entry.locator, tuple)
+        offset, packed, size, _, method, _ = entry.locator
         content = os.pread(descriptor, 30 + 64 + packed, offset)
         start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
         if method == zipfile.ZIP_DEFLATED:
@@ -229,18 +218,15 @@ def _result(contender: Contender, contenders: list[Contender], count: int) -> di
     return result
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """The record as a table under its command."""
-    said = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+def markdown(results: list[dict[str, Any]], count: int) -> str:
+    """The results as a table."""
     lines = [
-        f"`{record['command']}`",
-        "",
-        f"{record['machine']}; Python {record['python']}, {said}; {record['images']:,} tifs, warm page cache",
+        f"{count:,} tifs, warm page cache",
         "",
         "| | tifs/s | tifs per core second | lowest-highest | of its floor | over Pillow | MiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for result in record["results"]:
+    for result in results:
         cells = [
             result["name"],
             f"{result['images_per_second']:,.0f}",
@@ -251,7 +237,7 @@ def markdown(record: dict[str, Any]) -> str:
             f"{result['peak_memory_mib']:.0f}" if result["peak_memory_mib"] else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _random_zip(path: Path, count: int) -> Path:
@@ -274,12 +260,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _machine() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = names[0].split(":")[1].strip() if names else platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} CPUs"
 
 
 if __name__ == "__main__":

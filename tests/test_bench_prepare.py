@@ -24,4 +24,4 @@ def test_writes_a_table_and_its_record(tmp_path):
     loops = {result["name"]: result for result in record["results"]}
     assert 0 < loops["prepare's loop, zip"]["of_floor"] < 5
     assert all(len(result["core_seconds"]) == 1 for result in loops.values())
-    assert (tmp_path / "out.md").read_text().strip() == done.stdout.strip()
+    assert (tmp_path / "out.md").read_text().rstrip().endswith(done.stdout.strip())

@@ -7,8 +7,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from throughput import record
 from throughput.case import Case
 
 PEERS = {"torch": ("torch", "torch-compile"), "keras": ("keras-tensorflow", "keras-jax")}
@@ -102,13 +101,13 @@ def run_cell(cases: Sequence[Case], rounds: int, seconds: float) -> list[dict[st
 
 
 def _result(worker: Worker, flops: float, peak: float) -> dict[str, Any]:
-    record: dict[str, Any] = dataclasses.asdict(worker.case)
+    facts: dict[str, Any] = dataclasses.asdict(worker.case)
     if worker.error or not worker.speeds:
-        return {**record, "error": worker.error or "no round finished"}
+        return {**facts, "error": worker.error or "no round finished"}
     median = statistics.median(worker.speeds)
     gflops = median * flops / 1e9
     return {
-        **record,
+        **facts,
         "images_per_second": median,
         "lowest": min(worker.speeds),
         "highest": max(worker.speeds),
@@ -166,37 +165,5 @@ def main(task: str, description: str, batches: list[int]) -> None:
                     markdown(cell) if len(results) == len(cell) else markdown(cell).split("\n", 2)[2],
                     flush=True,
                 )
-                _write(options.output, task, results)
-
-
-def _write(output: Path | None, task: str, results: list[dict[str, Any]]) -> None:
-    if output is None:
-        return
-    versions: dict[str, str] = {}
-    for result in results:
-        versions.update(result.get("versions", {}))
-    command = f"python {shlex.join(sys.argv)}"
-    record = {
-        "task": task,
-        "command": command,
-        "python": platform.python_version(),
-        "machine": _machine(),
-        "versions": versions,
-        "results": results,
-    }
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    text = f"`{command}`\n\n{_machine()}; {said}\n\n{markdown(results)}\n"
-    output.with_suffix(".md").write_text(text)
-
-
-def _machine() -> str:
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return f"{model}, {len(os.sched_getaffinity(0))} CPUs"
+                versions = {name: v for result in results for name, v in result.get("versions", {}).items()}
+                record.write(options.output, versions, {"task": task, "results": results}, markdown(results))
