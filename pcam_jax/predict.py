@@ -1,34 +1,42 @@
 """Predict: ``python -m pcam_jax.predict RUN... INPUT --output FILE``.
 
-Several runs give their mean. The file is written only after it was checked, completely or not at all.
+Several runs give their mean. The file is written only after it was checked, completely or not at all. With
+``--tiles`` the input is a slide or another big picture, and the output a map of probabilities over it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
 from pcam_jax.runtime.command import run_command
-from pcam_jax.runtime.errors import UserError
+from pcam_jax.runtime.errors import Interrupted, UserError
 from pcam_jax.runtime.files import atomic_write
+from pcam_jax.runtime.progress import progress
 from pcam_jax.runtime.signals import StopSignals
+
+if TYPE_CHECKING:
+    from pcam_jax.data.whole_slide import Slide
+    from pcam_jax.inference.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictCommand:
-    """Write the probabilities of a split, an image, a folder or a zip."""
+    """Write the probabilities of a split, an image, a folder or a zip, or with --tiles of a slide's squares."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """One or more runs, then the input: a store, an image, a folder of images, a zip, or Kaggle's raw files."""
     output: Path
-    """CSV file to write: id,label with the probability of class 1 (or one column for each of several classes)."""
+    """CSV file to write: id,label with the probability of class 1 (or one column for each of several classes). With
+    --tiles the beginning of three names: MAP.png (picture), MAP.csv (x, y, prob) and MAP.json (how it was made)."""
     split: str = "test"
     """Which split of a store or of raw files; "all" takes everything."""
     tta: Annotated[str, tyro.conf.arg(metavar="{none,d4}")] = "none"
@@ -37,6 +45,20 @@ class PredictCommand:
     """Kaggle's sample_submission.csv: the output gets exactly its ids in its order."""
     shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1"
     """Predict only part I (from 0) of N; the parts may run at once, the last one puts the file together."""
+    tiles: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The input is one big picture (tiled TIFF, PNG, JPEG; other slides with the extra openslide) to be cut into
+    tiles. Stopped, the same command goes on where it was."""
+    stride: int | None = None
+    """With --tiles: pixels from tile to tile; by default the side of the square it answers for (PCam: 32)."""
+    blend: Annotated[str, tyro.conf.arg(metavar="{mean,smooth,nearest}")] = "mean"
+    """With --tiles: what a point of the picture shows where tiles overlap (a stride below the default)."""
+    level: int | None = None
+    """With --tiles: resolution as the number of a pyramid's level, 0 the finest."""
+    mpp: float | None = None
+    """With --tiles: resolution in micrometres a pixel. Networks for PCam's patches take 0.972 by default where the
+    slide says its own; others take level 0."""
+    tissue_mask: bool = True
+    """With --tiles: leave out glass (saturation below 0.07 after smoothing, as in PCam's selection)."""
 
 
 def main(argv: list[str]) -> None:
@@ -48,8 +70,12 @@ def main(argv: list[str]) -> None:
         )
     if command.tta not in ("none", "d4"):
         raise UserError(f"--tta is {command.tta!r}: it must be none or d4.")
+    _check_tile_options(command)
     if not command.output.absolute().parent.is_dir():
         raise UserError(f"There is no folder {command.output.parent} for --output: make it first.")
+    if command.tiles:
+        _predict_tiles(command)
+        return
     expected = read_submission_ids(command.sample_submission) if command.sample_submission else None
     *runs, place = command.paths
 
@@ -61,8 +87,7 @@ def main(argv: list[str]) -> None:
     part, parts = parse_shard(command.shard)
 
     predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
-    for remark in {remark for predictor in predictors for remark in predictor.remarks}:
-        print(f"Warning: {remark}.")
+    _say_remarks(predictors)
     prepared = _prepared(runs[0])
     source, positions = open_images(place, predictors[0].image_shape, command.split, prepared)
     ids = source.ids[positions]
@@ -97,6 +122,126 @@ def main(argv: list[str]) -> None:
             f"Part {part}/{parts} is done; "
             + (f"not yet: {waiting}." if waiting else "another put them together.")
         )
+
+
+_TILE_OPTIONS = ("stride", "blend", "level", "mpp", "tissue_mask")
+_OTHER_OPTIONS = ("split", "sample_submission")
+_TILES_PER_PART = 2048  # what a kill can cost
+
+
+def _check_tile_options(command: PredictCommand) -> None:
+    """Options of the other kind of input would silently do nothing."""
+    defaults = {field.name: field.default for field in dataclasses.fields(PredictCommand)}
+    for name in _OTHER_OPTIONS if command.tiles else _TILE_OPTIONS:
+        if getattr(command, name) != defaults[name]:
+            option = name.replace("_", "-")
+            where = "does not go with" if command.tiles else "needs"
+            raise UserError(f"--{option} {where} --tiles.")
+
+
+def _predict_tiles(command: PredictCommand) -> None:
+    """A map of probabilities over a slide, made in parts that outlive a kill."""
+    from pcam_jax.data.whole_slide import open_slide
+    from pcam_jax.inference.averaging import load_predictors
+    from pcam_jax.inference.parts import parse_shard
+
+    part, parts = parse_shard(command.shard)
+    *runs, place = command.paths
+    output = command.output
+    if output.suffix.lower() in (".png", ".csv", ".json"):
+        output = output.with_suffix("")
+    with contextlib.closing(open_slide(place)) as slide:
+        predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
+        _say_remarks(predictors)
+        _map_slide(command, slide, predictors, output, part, parts)
+
+
+def _map_slide(
+    command: PredictCommand,
+    slide: Slide,
+    predictors: Sequence[Predictor],
+    output: Path,
+    part: int,
+    parts: int,
+) -> None:
+    from pcam_jax.data.whole_slide import view_slide
+    from pcam_jax.inference.averaging import mean_probabilities
+    from pcam_jax.inference.parts import Parts
+    from pcam_jax.inference.tiles import Blend, TileMap, TileSource, natural_microns, tile_grid, tissue_tiles
+    from pcam_jax.report.tile_map import meaning_of, write_tile_map
+
+    shape = predictors[0].image_shape
+    microns = command.mpp
+    if microns is None and command.level is None:
+        microns = natural_microns(slide, shape)
+    view = view_slide(slide, level=command.level, microns=microns)
+    grid = tile_grid(view, shape, command.stride, command.blend)
+    resolution = view.microns_per_pixel
+    print(
+        f"{slide.name}: {view.width:,} x {view.height:,} pixels"
+        + (f" of {resolution:.3g} µm" if resolution else ", how large is not said")
+        + f" (level {view.level} of {len(slide.levels)}"
+        + (f", reduced by {view.reduction:.3g})." if view.reduction != 1 else ").")
+    )
+    overview = view.overview()
+    tiles = tissue_tiles(view, grid, overview if command.tissue_mask else None)
+    whole = grid.shape[0] * grid.shape[1]
+    print(
+        f"{len(tiles):,} of {whole:,} tiles to look at"
+        + (", the rest is glass." if command.tissue_mask else ".")
+    )
+
+    names = predictors[0].class_names
+    threshold = float(np.mean([predictor.operating_point.threshold for predictor in predictors]))
+    blend: Blend = command.blend  # type: ignore[assignment]
+    how = {"models": [str(path) for path in command.paths[:-1]], "tta": command.tta}
+
+    def finish(probs: np.ndarray) -> None:
+        found = TileMap(grid, view.scale, tiles, probs)
+        positive = write_tile_map(output, view, overview, found, blend, names, threshold, how)
+        if len(tiles):
+            share = f"{positive:,} tiles ({positive / len(tiles):.1%})"
+            print(f"{share} are {meaning_of(names)} (at {threshold:.3g}).")
+        print(f"Wrote {output}.png, {output.name}.csv and {output.name}.json.")
+
+    if not len(tiles):
+        finish(np.zeros(0 if len(names) == 2 else (0, len(names)), np.float32))
+        return
+    source = TileSource(view, grid, tiles)
+    ids = [f"{row} {column}" for row, column in tiles.tolist()]
+    ids[0] += f" of {slide.identity} {view.scale!r} {grid}"
+    pieces = Parts(output, predictors, np.array(ids), -(-len(tiles) // _TILES_PER_PART))
+    started, done = time.monotonic(), 0
+
+    def predict(rows: slice) -> np.ndarray:
+        nonlocal done
+        probs = mean_probabilities(predictors, source, np.arange(len(tiles))[rows], stop)
+        done += len(probs)
+        return probs
+
+    with StopSignals() as stop, progress(len(tiles), "predict", "tile") as bar:
+        try:
+            for number in range(part, len(pieces.shares), parts):
+                pieces.make(number, predict)
+                bar.update(pieces.shares[number][1] - pieces.shares[number][0])
+        except Interrupted as error:
+            raise Interrupted(
+                error.signum,
+                f"Stopped; what is done lies in {pieces.folder}: the same command goes on from there.",
+            ) from None
+    seconds = max(time.monotonic() - started, 1e-9)
+    print(f"{done:,} tiles in {seconds:.1f} s ({done / seconds:.0f} tiles/s).")
+    if not pieces.join(finish):
+        missing = len(pieces.missing()) if pieces.folder.is_dir() else 0
+        print(
+            f"Part {part}/{parts} is done; "
+            + (f"{missing} pieces of others are missing." if missing else "another put them together.")
+        )
+
+
+def _say_remarks(predictors: Sequence[Predictor]) -> None:
+    for remark in dict.fromkeys(remark for predictor in predictors for remark in predictor.remarks):
+        print(f"Warning: {remark}.")
 
 
 def write_submission(

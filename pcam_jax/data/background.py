@@ -9,6 +9,7 @@ from scipy.ndimage import uniform_filter
 LEAST_SATURATION = 0.07
 """PatchCamelyon's own rule: patches whose blurred pixels all stay below this saturation (HSV) were left out as glass
 (Veeling et al. 2018, arXiv:1806.03962, and the data set's description)."""
+_BAND = 256  # rows at a time: floats take several times the picture's room
 _LEAST_VALUE = 20.0  # of 255: scanners fill what they did not scan with black
 
 
@@ -21,11 +22,16 @@ def tissue_mask(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     Returns:
         ``[h, w] bool``.
     """
-    smooth = np.stack(
-        [uniform_filter(picture[..., channel].astype(np.float32), 3, mode="nearest") for channel in range(3)]
-    )
-    brightest = smooth.max(axis=0)
-    return (brightest - smooth.min(axis=0) >= LEAST_SATURATION * brightest) & (brightest >= _LEAST_VALUE)
+    mask = np.empty(picture.shape[:2], bool)
+    for first in range(0, len(mask), _BAND):
+        # a row more on each side, which the smoothing sees
+        above = min(first, 1)
+        band = picture[first - above : first + _BAND + 1].astype(np.float32)
+        smooth = uniform_filter(band, (3, 3, 1), mode="nearest")[above : above + _BAND]
+        brightest = smooth.max(axis=2)
+        colored = brightest - smooth.min(axis=2) >= LEAST_SATURATION * brightest
+        mask[first : first + _BAND] = colored & (brightest >= _LEAST_VALUE)
+    return mask
 
 
 def boxes_with_tissue(

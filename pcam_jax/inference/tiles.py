@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pcam_jax.data.background import boxes_with_tissue, tissue_mask
-from pcam_jax.data.whole_slide import ArraySlide, SlideView
+from pcam_jax.data.whole_slide import ArraySlide, Slide, SlideView
 from pcam_jax.inference.averaging import mean_probabilities
 from pcam_jax.inference.predictor import Predictor
 from pcam_jax.inference.saliency import central_side
@@ -105,7 +105,7 @@ class TileMap:
             max((count - 1) * step + span, cells)
             for count, step, span, cells in zip(self.grid.shape, steps, spans, wanted, strict=True)
         ]
-        total, weight = np.zeros(shape), np.zeros(shape)
+        total, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         down, across = (_weights(span, blend) for span in spans)
         rows, columns = (self.tiles * np.array(steps)).T
         for i, row_weight in enumerate(down):
@@ -116,7 +116,7 @@ class TileMap:
                     total[rows + i, columns + j] += share * self.scores
                     weight[rows + i, columns + j] += share
         with np.errstate(invalid="ignore"):
-            image = (total / np.where(weight > 0, weight, np.nan)).astype(np.float32)
+            image = total / weight  # 0 / 0 is NaN
         return image[: wanted[0], : wanted[1]]
 
 
@@ -184,6 +184,12 @@ def tissue_tiles(view: SlideView, grid: TileGrid, overview: np.ndarray | None) -
     tiles = np.argwhere(wanted)
     regions = (tiles * np.array(grid.stride)) // _REGION_SIDE
     return tiles[np.lexsort((tiles[:, 1], tiles[:, 0], regions[:, 1], regions[:, 0]))]
+
+
+def natural_microns(slide: Slide, image_shape: tuple[int, int, int]) -> float | None:
+    """The resolution that a network for PCam's patches wants of a slide that says its own; None for others."""
+    known = slide.microns_per_pixel is not None and central_side(image_shape) is not None
+    return PCAM_MICRONS if known else None
 
 
 class TileSource:
