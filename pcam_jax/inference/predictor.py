@@ -167,6 +167,14 @@ class Predictor:
         counts = [last - first for first, last in shares]
         return [distributed.gather_rows(result.finish(self.net.outputs), counts) for result in results]
 
+    def dispatch(self, images: np.ndarray) -> jax.Array:
+        """Uncalibrated logits ``[B, outputs] float32`` of one batch, without waiting for them.
+
+        Args:
+            images: ``[B, H, W, 3] uint8``; a program is compiled for each B, which the devices must be able to share.
+        """
+        return self._forward.run(self.weights, self._forward.place(images))
+
     def symmetries(self) -> tuple[int, ...]:
         """The numbers of the symmetries that are averaged."""
         if self.tta == "none":
