@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from pcam_jax.__main__ import dispatch
-from pcam_jax.config import load_config
+from pcam_jax.config import Config, load_config
 from pcam_jax.run.search_space import read_space
 from pcam_jax.runtime.errors import Interrupted, UserError
 
@@ -110,6 +110,19 @@ def test_a_stopped_search_begins_with_the_interrupted_trial(tune, tmp_path, monk
     tune(2, train__epochs=1)
     assert len(trials(tmp_path)) == 2
     assert calls[2] == calls[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[optimizer.peak_lr.low_lr]\nlow = 0.1\nhigh = 0.2\n", "peak_lr is a setting, not a table"),
+        ("[a]\nchoices = " + "[" * 5000, "nested too deeply"),
+    ],
+)
+def test_a_space_that_is_none(tmp_path, text, sentence):
+    (tmp_path / "space.toml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_space(tmp_path / "space.toml", Config())
 
 
 def test_failed_trials_are_told_and_a_hopeless_search_ends(tune, space, tmp_path, capsys):

@@ -163,7 +163,7 @@ class PartialStore:
         """Take over what an earlier run left, if it is of the same plan; otherwise clear it away."""
         path = self.folder / "plan.json"
         found = None
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             found = json.loads(path.read_text(encoding="utf-8"))
         if found == self.plan.to_json():
             begun = (self._home / "progress.jsonl").exists()
@@ -231,7 +231,7 @@ class PartialStore:
             start, hashes, faults = json.loads(line)
             digests = bytes.fromhex(hashes)
             told = [(start + int(slot), str(problem), str(detail)) for slot, problem, detail in faults]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return
         count = len(digests) // 20
         if not (start >= 0 and start + count <= self.plan.count and len(digests) == 20 * count):

@@ -64,7 +64,7 @@ def read_explanation(run: Run, evaluation: Evaluation) -> StoredExplanation | No
             rows = list(csv.DictReader(file))
         if summary["of"] != explained_state(evaluation):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # it is made anew by one command, so damage is not worth a halt
     return StoredExplanation(folder, summary, rows)
 

@@ -46,8 +46,8 @@ def read_operating_point(run: Path) -> OperatingPoint:
     if not path.is_file():
         return OperatingPoint()
     try:
-        return _parsed(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return parse_operating_point(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and evaluate the run again.") from None
 
 
@@ -56,7 +56,13 @@ def write_operating_point(run: Path, point: OperatingPoint) -> None:
     write_json_atomic(run / FILE, dataclasses.asdict(point))
 
 
-def _parsed(values: dict[str, Any]) -> OperatingPoint:
+def parse_operating_point(values: dict[str, Any]) -> OperatingPoint:
+    """The inverse of `dataclasses.asdict`.
+
+    Raises:
+        ValueError: a value is impossible; KeyError, TypeError or AttributeError: the form is another.
+    """
+    values = {**values}  # a list of nothing is no object either
     isotonic = values.pop("isotonic", None)
     if isotonic is not None:
         knots, heights = (tuple(map(float, isotonic[name])) for name in ("knots", "values"))

@@ -177,7 +177,7 @@ def read_evaluation(run: Run, name: str) -> Evaluation:
             calibration=tuple(map(_calibration_row, values["calibration"])),
             **{name: values[name] for name in _STORED_FIELDS},
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UserError(f"{figures} or its table is damaged ({error}): evaluate the run again.") from None
     if evaluation.examples_digest != values["examples_digest"]:
         raise UserError(f"{table} and {figures.name} do not belong together: evaluate the run again.")

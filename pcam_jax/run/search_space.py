@@ -50,6 +50,8 @@ class SearchSpace:
             table: dict[str, Any] = tables
             for part in path:
                 table = table.setdefault(part, {})
+                if not isinstance(table, dict):
+                    raise UserError(f"[{name}] in the search space: {part} is a setting, not a table.")
             table[key] = value
         return config_from_dict(tables, "the search space")
 
@@ -70,6 +72,8 @@ def read_space(path: Path, base: Config) -> SearchSpace:
         raise UserError(f"There is no search space {path}: check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid TOML: it is nested too deeply.") from None
     entries: dict[str, dict[str, Any]] = {}
     _collect(tables, "", entries, path)
     if not entries:

@@ -41,7 +41,7 @@ def test_a_damaged_file_is_said_to_be(tmp_path, change):
         read_operating_point(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{"])
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 5000])
 def test_what_is_no_object_is_damaged(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match="damaged"):

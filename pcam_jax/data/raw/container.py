@@ -147,7 +147,7 @@ class ZipContainer:
         for entry in self._entries():
             name = entry.filename
             base = name.rpartition("/")[2]
-            if entry.is_dir() or name.startswith(_JUNK[0]) or base in _JUNK or base.startswith("."):
+            if not base or name.startswith(_JUNK[0]) or base in _JUNK or base.startswith("."):
                 continue
             if name in listing:
                 self._faults.append(

@@ -37,7 +37,7 @@ def read_label_table(
     columns = [name.strip() for name in header[1]] if header else []
     for needed in (id_column, label_column):
         if needed not in columns:
-            shown = ", ".join(name[:_SHOWN] for name in columns[:_MAX_COLUMNS_SHOWN]) or "none"
+            shown = ", ".join(_in_a_line(name[:_SHOWN]) for name in columns[:_MAX_COLUMNS_SHOWN]) or "none"
             raise UserError(f"{where} has no column {needed!r} (its columns: {shown}): name the column so.")
     id_at, label_at = columns.index(id_column), columns.index(label_column)
     labels: dict[str, int] = {}
@@ -96,6 +96,11 @@ def csv_rows(content: bytes, where: str) -> Iterator[tuple[int, list[str]]]:
                 f"{where} line {reader.line_num} is not CSV ({error}): repair or replace it."
             ) from None
         yield reader.line_num, cells
+
+
+def _in_a_line(name: str) -> str:
+    """A name for people; a quote that is never closed makes one of many lines."""
+    return name if name.isprintable() else repr(name)
 
 
 def _label(cell: str, classes: int) -> int | None:

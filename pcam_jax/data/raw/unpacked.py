@@ -10,13 +10,14 @@ import weakref
 from pathlib import Path
 from typing import IO
 
-from isal import igzip
+from isal import igzip, isal_zlib
 
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.runtime.progress import progress
 
 _BLOCK = 4 * 2**20
 _SPARE_BYTES = 64 * 2**20
+_INFLATE_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # mistyped in its stub
 _USUAL_RATIO = 1.2  # PCam's h5 files and tars of JPEGs hardly shrink
 
 
@@ -56,7 +57,13 @@ class TemporaryCopy:
                 while block := stream.read(_BLOCK):
                     target.write(block)
                     bar.update(len(block))
-        except (EOFError, igzip.BadGzipFile) as error:
+                    # what a compressed file will need is a guess, and a few megabytes of it can promise terabytes
+                    if shutil.disk_usage(folder).free < _SPARE_BYTES:
+                        raise UserError(
+                            f"{what} needs more temporary space than {folder} has: set TMPDIR to a folder on another "
+                            "disk, if it really is so large."
+                        )
+        except (EOFError, igzip.BadGzipFile, _INFLATE_ERROR) as error:
             self.close()
             raise UserError(f"{what} is damaged or incomplete ({error}): download it again.") from None
         except BaseException as error:

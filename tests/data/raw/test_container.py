@@ -104,6 +104,19 @@ def test_a_name_that_stands_twice_is_a_fault(tmp_path):
     assert [(fault.problem, fault.id) for fault in container.faults()] == [("duplicate file", "a")]
 
 
+def test_a_member_without_a_name_is_left_aside(tmp_path):
+    path = write_zip(tmp_path / "a.zip")
+    name = b"train/a.tif"
+    content = bytearray(path.read_bytes())
+    at = content.rindex(
+        name
+    )  # in the central directory: the name gives way to an extra field that nobody knows
+    content[at : at + len(name)] = b"\xff\xff\x07\0" + bytes(7)
+    content[at - 46 + 28 : at - 46 + 32] = b"\0\0" + len(name).to_bytes(2, "little")
+    path.write_bytes(content)
+    assert set(read_all(ZipContainer(path))) == set(CONTENT) - {"train/a.tif"}
+
+
 @pytest.mark.parametrize(
     ("changed", "detail"),
     [

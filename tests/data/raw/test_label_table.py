@@ -38,6 +38,7 @@ def test_a_submission_has_an_order_and_no_labels():
         ("name,label\na,0\n", "no column 'id'"),
         ("", "its columns: none"),
         ("id;label\na;0\n", "id;label"),
+        ('"id,label\na,1\nb,0\n', "id,label"),
         ('id,label\n"' + "a" * 200_000 + '",0\n', "line 2"),
     ],
 )
@@ -46,6 +47,9 @@ def test_what_is_no_label_table_is_an_error_naming_the_file(text, named):
         read(text)
     assert "labels.csv" in str(caught.value)
     assert named in str(caught.value)
+    assert str(
+        caught.value
+    ).isprintable()  # one line, also where a quote that is never closed makes the header many
 
 
 def test_other_encodings_are_an_error():

@@ -370,6 +370,57 @@ def test_a_damaged_tar_is_said_in_a_sentence(tmp_path):
             prepare(archive, tmp_path)
 
 
+def test_a_flipped_bit_in_a_compressed_tar_is_said_in_a_sentence(tmp_path):
+    archive = packed(write(tmp_path / "set", {"a/1.png": files.png(), "b/2.png": files.png(1)}), "tar.gz")
+    sound, said = archive.read_bytes(), set()
+    for at in range(300, len(sound) - 8, 97):
+        archive.write_bytes(sound[:at] + bytes([sound[at] ^ 64]) + sound[at + 1 :])
+        try:
+            prepare(archive, tmp_path)
+        except UserError as error:
+            said.add(str(error).split("(")[0])
+    assert any("is damaged" in sentence for sentence in said)
+
+
+def test_a_bomb_fills_no_disk(tmp_path, monkeypatch):
+    """A gz of a megabyte that would take a gigabyte, where 100 MB are free."""
+    import gzip
+    import tempfile
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    real = shutil.disk_usage(tmp_path)
+
+    def usage(path):
+        written = sum(file.stat().st_size for file in (tmp_path / "tmp").iterdir())
+        return real._replace(free=100 * 2**20 - written)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    with (
+        gzip.open(tmp_path / "set.tar.gz", "wb", compresslevel=1) as file,
+        tarfile.open(fileobj=file, mode="w") as archive,
+    ):
+        for name in ("a/1.png", "b/2.png"):
+            member = tarfile.TarInfo(name)
+            member.size = 2**29
+            archive.addfile(member, Zeros(2**29))
+    with pytest.raises(UserError, match="needs more temporary space than"):
+        prepare(tmp_path / "set.tar.gz", tmp_path)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+class Zeros:
+    """A file of zeros."""
+
+    def __init__(self, size):
+        self.left = size
+
+    def read(self, count):
+        count = min(count, self.left)
+        self.left -= count
+        return bytes(count)
+
+
 def test_a_tar_with_links_and_repeats(tmp_path):
     source = write(tmp_path / "set", {"a/1.png": files.png(), "b/2.png": files.png(1)})
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
