@@ -191,6 +191,8 @@ class TrainConfig:
     """What decides the best checkpoint and early stopping."""
     early_stop_patience: int = 0
     """Stop after this many epochs without improvement of the monitored figure; 0 never stops early."""
+    early_stop_from_epoch: int = 0
+    """Epochs at the start that early stopping does not count (Keras calls it start_from_epoch)."""
     nan_patience: int = 20
     """Stop after this many steps in a row with a non-finite loss or gradient (each is skipped)."""
     deterministic: bool = False
@@ -305,8 +307,9 @@ _POSITIVE = ("train.epochs", "train.batch_size", "train.eval_batch_size", "check
              "optimizer.accumulate_steps", "optimizer.plateau_patience", "train.nan_patience")  # fmt: skip
 _ABOVE_ZERO = ("optimizer.peak_lr", "optimizer.epsilon")
 _NOT_NEGATIVE = (
-    "data.folds", "data.fold", "train.early_stop_patience", "train.max_seconds", "checkpoint.every_steps",
-    "checkpoint.every_seconds", "optimizer.weight_decay", "optimizer.min_lr", "optimizer.clip_norm",
+    "data.folds", "data.fold", "train.early_stop_patience", "train.early_stop_from_epoch",
+    "train.max_seconds", "checkpoint.every_steps", "checkpoint.every_seconds",
+    "optimizer.weight_decay", "optimizer.min_lr", "optimizer.clip_norm",
     "optimizer.freeze_epochs", "optimizer.swa_epochs", "optimizer.freeze_lr", "loss.focal_gamma",
     "augment.rotation_degrees", "augment.shear_degrees", "augment.brightness", "augment.hed_jitter",
     "augment.blur_sigma", "augment.noise_sigma", "augment.mixup_alpha", "augment.cutmix_alpha",

@@ -38,15 +38,15 @@ class Control:
         """The control after one more epoch with the given figures.
 
         A figure that is not a number never counts as an improvement; the first epoch always does, so that a
-        best checkpoint exists. Frozen epochs never stop a run that has others, and its second stage starts with
-        the whole learning rate.
+        best checkpoint exists. Frozen epochs, and those before `train.early_stop_from_epoch`, never stop a run
+        that has others, and its second stage starts with the whole learning rate.
         """
         value = row[config.train.monitor]
         improved = self.best_step < 0 or _better(value, self.best_value, config.train.monitor)
         waited = 0 if improved else self.epochs_without_improvement + 1
         frozen = self.epoch < config.optimizer.freeze_epochs < config.train.epochs
-        if frozen:
-            waited = 0  # a head that has learned all it can is no reason not to train the body
+        if frozen or self.epoch < config.train.early_stop_from_epoch:
+            waited = 0  # the body may still learn, or the net still find its start
         patience = config.train.early_stop_patience
         reason = ""
         if patience and waited >= patience:

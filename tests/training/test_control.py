@@ -56,6 +56,14 @@ def test_early_stopping_counts_epochs_without_improvement() -> None:
     assert not any(control.stop_reason for control in follow(configured(), [0.1] * 50))
 
 
+def test_early_stopping_does_not_count_the_first_epochs() -> None:
+    config = configured(train__early_stop_patience=2, train__early_stop_from_epoch=3)
+    seen = follow(config, [0.7, 0.8, 0.8, 0.8, 0.8])
+    assert [bool(control.stop_reason) for control in seen] == [False, False, False, False, True]
+    assert seen[-1].best_step == seen[0].best_step
+    assert not any(control.stop_reason for control in follow(config, [0.7, 0.8, 0.8, 0.8, 0.6]))
+
+
 def test_a_plateau_halves_the_rate_and_counts_anew_down_to_the_floor() -> None:
     config = configured(
         optimizer__schedule="plateau",
