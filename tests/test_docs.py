@@ -20,6 +20,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -164,6 +165,11 @@ def replaced(argv: list[str]) -> list[str]:
 
 def check_options(words: list[str], block: Block) -> None:
     """Every option of a command that is not run must exist."""
+    if words[0] == "python" and words[1].startswith("scripts/"):
+        unknown = [
+            word for word in words[2:] if word.startswith("--") and word not in help_of_script(words[1])
+        ]
+        assert not unknown, f"{block}: {words[1]} has no {unknown}"
     argv = arguments_of(words)
     if argv is None:
         return
@@ -180,6 +186,15 @@ def help_of(verb: str) -> str:
     with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
         dispatch([verb, "--help"])
     return output.getvalue()
+
+
+@cache
+def help_of_script(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +276,5 @@ def test_a_wrong_command_would_be_noticed(workspace: Workspace) -> None:
             workspace.run(shlex.split(line), here)
     with pytest.raises(AssertionError, match="no option --tat"):
         check_options(shlex.split("python -m pcam_jax.predict run x --tat d4"), here)
+    with pytest.raises(AssertionError, match="has no"):
+        check_options(shlex.split("python scripts/crash_test.py --kiils 3"), here)
