@@ -3,9 +3,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
 
 from pcam_jax.config import load_config
 from pcam_jax.run.tracking import WANDB_ID, make_trackers
@@ -73,11 +75,11 @@ tracker.close()
 
 
 def test_wandb_offline_keeps_its_id_across_a_resume(tmp_path: Path) -> None:
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    pytest.importorskip("wandb")
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
     ids = []
     for start in (0, 10, 0):  # begun, resumed from a checkpoint before the last figures, begun anew
-        command = [sys.executable, "-c", TRACK, str(start), str(tmp_path)]
+        command = [sys.executable, "-W", "error", "-c", TRACK, str(start), str(tmp_path)]
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120, cwd=ROOT)
         ids.append((tmp_path / WANDB_ID).read_text().strip())
     assert ids[0] == ids[1] != ids[2]
@@ -86,3 +88,19 @@ def test_wandb_offline_keeps_its_id_across_a_resume(tmp_path: Path) -> None:
     content = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*.wandb"))
     assert b"loss" in content
     assert b"wandb_project" in content  # the configuration went along
+
+
+def test_a_run_is_tracked_offline_and_says_nothing_about_it(
+    verb: Callable[..., subprocess.CompletedProcess[str]], tiny_store: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb")
+    options = tiny.as_options(tiny.settings(tiny_store, tracking__wandb=True, train__epochs=2))
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+    done = verb("train", "--workdir", tmp_path / "run", *options, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wandb" not in done.stdout
+    content = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*.wandb"))
+    assert content.count(b"validation_auroc") >= 2
+    # a run with the tracker's files in it is still a run to go on with
+    done = verb("train", "--workdir", tmp_path / "run", "--resume", *options, env=environment)
+    assert "already finished" in done.stdout
