@@ -20,6 +20,7 @@ VERBS = {
     "explain": "heat maps of what a network looked at, worst mistakes first",
     "compare": "several runs side by side, tested in pairs",
     "predict": "probabilities for a split, a folder or an image, as a submission file",
+    "export": "one folder that answers without the run: StableHLO, ONNX or safetensors",
     "serve": "answer over HTTP, with a page for people",
 }
 

@@ -33,7 +33,8 @@ class PredictCommand:
     """Write the probabilities of a split, an image, a folder or a zip, or with --tiles of a slide's squares."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """One or more runs, then the input: a store, an image, a folder of images, a zip, or Kaggle's raw files."""
+    """One or more runs or exported models, then the input: a store, an image, a folder of images, a zip, or Kaggle's
+    raw files."""
     output: Path
     """CSV file to write: id,label with the probability of class 1 (or one column for each of several classes). With
     --tiles the beginning of three names: MAP.png (picture), MAP.csv (x, y, prob) and MAP.json (how it was made)."""
@@ -88,8 +89,7 @@ def main(argv: list[str]) -> None:
 
     predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
     _say_remarks(predictors)
-    prepared = _prepared(runs[0])
-    source, positions = open_images(place, predictors[0].image_shape, command.split, prepared)
+    source, positions = open_images(place, predictors[0].image_shape, command.split, predictors[0].prepared)
     ids = source.ids[positions]
 
     def finish(probs: np.ndarray) -> None:
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
             names, probs = in_order_of(expected, ids, probs, command.sample_submission)
         if distributed.is_first():
             write_submission(command.output, names, probs, class_names=predictors[0].class_names)
-        _say_prevalence(runs, probs, predictors[0])
+        _say_prevalence(probs, predictors[0])
         print(f"Wrote {command.output}.")
 
     def predict(rows: slice) -> np.ndarray:
@@ -339,21 +339,9 @@ def in_order_of(
     return expected, probs[order]
 
 
-def _prepared(run: Path) -> dict[str, object]:
-    """How the images that a run was trained on were made."""
-    from pcam_jax.run.folder import open_run
-
-    prepared: dict[str, object] = open_run(run).environment["data"].get("prepared", {})
-    return prepared
-
-
-def _say_prevalence(runs: Sequence[Path], probs: np.ndarray, predictor: object) -> None:
+def _say_prevalence(probs: np.ndarray, predictor: Predictor) -> None:
     """A sanity check: how many are called positive, beside the share in training."""
-    from pcam_jax.inference.predictor import Predictor
-    from pcam_jax.run.folder import open_run
-
-    assert isinstance(predictor, Predictor)
-    counts = np.array(open_run(runs[0]).environment["data"]["examples_by_class"]["train"], float)
+    counts = np.array(predictor.training_counts, float)
     if probs.ndim == 1:
         threshold = predictor.operating_point.threshold
         called = (

@@ -14,11 +14,9 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from pcam_jax.inference.predictor import Predictor, batch_shares
-from pcam_jax.run.checkpoint import leaf_digest
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.runtime.files import atomic_write, folder_lock
 
@@ -120,14 +118,6 @@ def _fingerprint(predictors: Sequence[Predictor], ids: np.ndarray, parts: int) -
     """Tells apart what must not be mixed: weights, calibration, symmetries, images, batches, number of parts."""
     digest = hashlib.sha256(f"{parts} {len(ids)}\n".encode())
     for predictor in predictors:
-        settings = (
-            predictor.net.name,
-            predictor.tta,
-            predictor.operating_point.temperature,
-            predictor.batch_size,
-        )
-        digest.update(repr(settings).encode())
-        for leaf in jax.tree.leaves(predictor.weights):
-            digest.update(leaf_digest(np.asarray(leaf)).encode())
+        digest.update(predictor.fingerprint().encode())
     digest.update("\0".join(ids.tolist()).encode())
     return digest.hexdigest()

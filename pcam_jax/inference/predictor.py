@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from pcam_jax.data.loader import EvalLoader, ImageSource
 from pcam_jax.inference.forward import Collector, Forward
 from pcam_jax.metrics.recalibration import apply_temperature
 from pcam_jax.models.registry import Net
+from pcam_jax.run.checkpoint import leaf_digest
 from pcam_jax.run.folder import Run, open_run
 from pcam_jax.run.operating_point import OperatingPoint, read_operating_point
 from pcam_jax.runtime import accelerator, distributed
@@ -28,6 +30,16 @@ from pcam_jax.training.steps import evaluation_weights
 Tta = Literal["none", "d4"]
 BATCH_SIZE = 128
 """Images a device takes at once; the last batch is padded, so that one shape is compiled."""
+
+
+class Engine(Protocol):
+    """What computes logits: `Forward`, or an exported function."""
+
+    def place(self, images: np.ndarray) -> jax.Array:
+        """A batch ``[B, H, W, 3] uint8`` on the device."""
+
+    def run(self, weights: tuple[Any, Any], images: jax.Array) -> jax.Array:
+        """Logits ``[B, outputs] float32``, without waiting."""
 
 
 class Predictor:
@@ -63,8 +75,13 @@ class Predictor:
         self.remarks = list(remarks)
         self.step: int | None = None
         """Training step of the weights, where they come from a run."""
+        self.prepared: dict[str, Any] = {}
+        """How the training images were made (``size``, ``fit``), where that is known."""
+        self.training_counts: list[int] = []
+        """Training examples of each class, where known."""
         self.weights = accelerator.put(weights, accelerator.replicated(mesh))
-        self._forward = Forward(net, normalization, mesh)
+        self._forward: Engine = Forward(net, normalization, mesh)
+        self._outputs, self._image_shape = net.outputs, net.image_shape
         self.batch_size = BATCH_SIZE * mesh.size
         """Images in a call, over the devices of this process."""
 
@@ -73,13 +90,18 @@ class Predictor:
         """The best weights of a run (averaged ones where it averages), with its temperature and threshold.
 
         Args:
-            path: a run folder; neither its data nor its raw files are needed.
+            path: a run folder, of which neither the data nor the raw files are needed, or an artifact that
+                `python -m pcam_jax.export` wrote, which needs nothing else.
             tta: test-time augmentation.
 
         Raises:
-            UserError: it is not a run, or holds no readable checkpoint.
+            UserError: it is neither, a run without a readable checkpoint, or an artifact that was altered.
         """
+        from pcam_jax.inference import artifact
+
         accelerator.configure()
+        if artifact.is_artifact(path):
+            return artifact.load_artifact(path, tta=tta)
         run = open_run(path)
         net = build_run_net(run)
         weights, step, remarks = load_weights(run, net)
@@ -94,12 +116,24 @@ class Predictor:
             remarks=[*remarks, *_stale(point, step, tta)],
         )
         predictor.step = step
+        data = run.environment["data"]
+        predictor.prepared = dict(data.get("prepared", {}))
+        predictor.training_counts = list(data["examples_by_class"]["train"])
         return predictor
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, 3) of the images it takes."""
-        return self.net.image_shape
+        return self._image_shape
+
+    def fingerprint(self) -> str:
+        """Differs between predictors that may answer differently: weights, calibration, symmetries, batches."""
+        digest = hashlib.sha256()
+        settings = self.net.name, self.tta, self.operating_point.temperature, self.batch_size
+        digest.update(repr(settings).encode())
+        for leaf in jax.tree.leaves(self.weights):
+            digest.update(leaf_digest(np.asarray(leaf)).encode())
+        return digest.hexdigest()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of images in memory.
@@ -165,7 +199,7 @@ class Predictor:
                 turned = images if symmetry == 0 else _turn(images, symmetry)
                 result.add(self._forward.run(self.weights, turned), batch["mask"])
         counts = [last - first for first, last in shares]
-        return [distributed.gather_rows(result.finish(self.net.outputs), counts) for result in results]
+        return [distributed.gather_rows(result.finish(self._outputs), counts) for result in results]
 
     def dispatch(self, images: np.ndarray) -> jax.Array:
         """Uncalibrated logits ``[B, outputs] float32`` of one batch, without waiting for them.
