@@ -43,7 +43,7 @@ class Service:
 
     def __init__(self, *arguments: Any, wait: bool = True, **options: Any) -> None:
         self._command = [*(sys.executable, "-W", "error", str(ROOT / "tests/tiny.py"), "serve")]
-        self._command += [*map(str, arguments), "--port", "0"]
+        self._command += [*map(str, arguments), *([] if "--port" in arguments else ["--port", "0"])]
         self._options, self._wait = options, wait
         self.lines: list[str] = []
         self.errors: list[str] = []
