@@ -35,6 +35,7 @@ from pcam_jax.metrics.links import mean_log_loss, most_probable
 from pcam_jax.metrics.ranking import macro_auroc
 from pcam_jax.metrics.recalibration import apply_temperature
 from pcam_jax.models.registry import model_names
+from pcam_jax.models.window_dot import describe_precision
 from pcam_jax.report.console import ending, epoch_line, introduction, layer_table, stage_line
 from pcam_jax.report.figures import write_training_curves
 from pcam_jax.run.checkpoint import Checkpoint, Checkpoints
@@ -199,7 +200,8 @@ class _Training:
         self.say(layer_table(setup.net.summary()))
         self.say(
             introduction(
-                net=f"{setup.net.name}: {setup.net.param_count:,} parameters, {self.config.train.precision}, "
+                net=f"{setup.net.name}: {setup.net.param_count:,} parameters, "
+                f"{describe_precision(self.config.train.precision)}, "
                 f"{accelerator.device_summary()}",
                 store=self.store.path,
                 split=setup.split,

@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from pcam_jax.models import convolution, pooling, winograd
+from pcam_jax.models import convolution, pooling, window_dot, winograd
 from pcam_jax.models.convolution import Padding, Pads
 from pcam_jax.models.platform import prefers_cpu_formulations
 
@@ -31,14 +30,14 @@ def takes(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> boo
     pads = convolution.resolve_padding(
         padding, (x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1]), 1
     )
-    return _method(x.shape, kernel.shape, pads) is not None
+    return _method(x, kernel, pads) is not None
 
 
 def conv_relu_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Padding) -> jax.Array:
     """ReLU and 2x2 max-pool of a stride-1 convolution.
 
     Args:
-        x: ``[B, H, W, C_in]``; bfloat16 is computed in float32.
+        x: ``[B, H, W, C_in]``; bfloat16 is computed in float32 where the machine has no matrix units for it.
         kernel: ``[k, k, C_in, C_out]``, for which `takes` holds.
         bias: ``[C_out]``.
         padding: see `convolution.resolve_padding`.
@@ -49,8 +48,10 @@ def conv_relu_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Pa
     pads = convolution.resolve_padding(
         padding, (x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1]), 1
     )
-    wide = (array.astype(jnp.float32) for array in (x, kernel, bias))
-    return _conv_relu_pool(*wide, _without_odd_ends(x.shape, kernel.shape, pads)).astype(x.dtype)
+    pads, dtype = _without_odd_ends(x.shape, kernel.shape, pads), x.dtype
+    if not (dtype == jnp.bfloat16 and window_dot.works_here()):
+        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    return _conv_relu_pool(x, kernel, bias.astype(jnp.float32), pads).astype(dtype)
 
 
 def _without_odd_ends(image: tuple[int, ...], kernel: tuple[int, ...], pads: Pads) -> Pads:
@@ -79,8 +80,10 @@ class _FewChannels(NamedTuple):
     def backward(self, x: jax.Array, grad: jax.Array, kernel: jax.Array) -> tuple[None, jax.Array]:
         """The kernel's gradient; the image's is computed apart, where it is wanted at all."""
         outputs, wide = grad.shape[-1], self.taps + _BAND - 1
-        windows = _windows(_padded(x, self.pads), (self.taps, wide), _BAND, (grad.shape[1], grad.shape[2]))
-        bands = lax.dot_general(windows, grad.reshape(-1, _BAND * outputs), (((0,), (0,)), ((), ())))
+        size = (grad.shape[1], grad.shape[2] // _BAND)
+        rows = window_dot.windows(_padded(x, self.pads), (self.taps, wide), (1, _BAND), size)
+        rows = rows.reshape(len(rows), -1)
+        bands = lax.dot_general(rows, grad.reshape(-1, _BAND * outputs), (((0,), (0,)), ((), ())))
         bands = bands.reshape(self.taps, wide, -1, _BAND, outputs)
         return None, functools.reduce(
             jnp.add, [bands[:, column : column + self.taps, :, column] for column in range(_BAND)]
@@ -112,8 +115,41 @@ class _Tiles(NamedTuple):
         return self.plan.transform_kernel_transposed(grad_products)
 
 
-def _method(image: tuple[int, ...], kernel: tuple[int, ...], pads: Pads) -> _FewChannels | _Tiles | None:
+class _Windows(NamedTuple):
+    """The way of CPUs with bfloat16 matrix units."""
+
+    plan: window_dot.WindowDot
+    few_channels: bool
+
+    @property
+    def parts(self) -> int:
+        return self.plan.parts
+
+    def prepare(self, kernel: jax.Array) -> jax.Array:
+        return kernel
+
+    def forward(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return self.plan.forward(x, kernel)
+
+    def backward(
+        self, x: jax.Array, grad: jax.Array, kernel: jax.Array
+    ) -> tuple[jax.Array | None, jax.Array]:
+        grad = grad.astype(x.dtype)
+        grad_x = (
+            None if self.few_channels else self.plan.image_gradient(grad, kernel, x.shape).astype(x.dtype)
+        )
+        return grad_x, self.plan.kernel_gradient(x, grad)
+
+    def finish(self, grad_kernel: jax.Array) -> jax.Array:
+        return grad_kernel
+
+
+def _method(x: jax.Array, weights: jax.Array, pads: Pads) -> _FewChannels | _Tiles | _Windows | None:
+    image, kernel = x.shape, weights.shape
     pads = _without_odd_ends(image, kernel, pads)
+    if x.dtype == jnp.bfloat16 and window_dot.works_here():
+        few_channels = convolution.is_few_channels(kernel)
+        return _Windows(window_dot.WindowDot.of(image, kernel, 1, pads), few_channels)
     rows, columns = (
         convolution.output_size(length, side, 1, pad)
         for length, side, pad in zip(image[1:3], kernel[:2], pads, strict=True)
@@ -127,12 +163,12 @@ def _method(image: tuple[int, ...], kernel: tuple[int, ...], pads: Pads) -> _Few
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _conv_relu_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, pads: Pads) -> jax.Array:
-    method = _method(x.shape, kernel.shape, pads)
+    method = _method(x, kernel, pads)
     assert method is not None
     prepared = method.prepare(kernel)
 
     def one_part(part: jax.Array) -> jax.Array:
-        return jax.nn.relu(pooling.max_pool_2x2(method.forward(part, prepared) + bias))
+        return jax.nn.relu(pooling.max_pool_2x2(method.forward(part, prepared) + bias)).astype(x.dtype)
 
     # Without a winner to keep, XLA makes one loop of a first layer by itself.
     return winograd.map_parts(one_part, x, 1 if isinstance(method, _FewChannels) else method.parts)
@@ -141,13 +177,13 @@ def _conv_relu_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, pads: Pads
 def _forward(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    method = _method(x.shape, kernel.shape, pads)
+    method = _method(x, kernel, pads)
     assert method is not None
     prepared = method.prepare(kernel)
 
     def one_part(part: jax.Array) -> tuple[jax.Array, jax.Array]:
         pooled, winner = pooling.max_and_winner_2x2(method.forward(part, prepared) + bias)
-        return jax.nn.relu(pooled), winner
+        return jax.nn.relu(pooled).astype(x.dtype), winner
 
     pooled, winner = winograd.map_parts(one_part, x, method.parts)
     return pooled, (x, kernel, pooled, winner)
@@ -157,7 +193,7 @@ def _backward(
     pads: Pads, saved: tuple[jax.Array, ...], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel, pooled, winner = saved
-    method = _method(x.shape, kernel.shape, pads)
+    method = _method(x, kernel, pads)
     assert method is not None
     prepared = method.prepare(kernel)
     grad = jnp.where(pooled > 0, grad, 0)
@@ -165,11 +201,13 @@ def _backward(
     def one_part(x: jax.Array, winner: jax.Array, grad: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         return method.backward(x, pooling.place_2x2(winner, grad), prepared)
 
-    grad_x, summed = winograd.sum_parts(one_part, (x, winner, grad), method.parts, prepared)
+    total = jax.ShapeDtypeStruct(prepared.shape, jnp.float32)
+    grad_x, summed = winograd.sum_parts(one_part, (x, winner, grad), method.parts, total)
     if grad_x is None:
         _, pull_back = jax.vjp(lambda x: convolution.conv_plain(x, kernel, 1, pads), x)
         grad_x = pull_back(pooling.place_2x2(winner, grad))[0]
-    return grad_x, method.finish(summed), grad.sum((0, 1, 2))
+    grad_bias = grad.astype(jnp.float32).sum((0, 1, 2))
+    return grad_x, method.finish(summed).astype(kernel.dtype), grad_bias
 
 
 _conv_relu_pool.defvjp(_forward, _backward)
@@ -178,25 +216,3 @@ _conv_relu_pool.defvjp(_forward, _backward)
 def _padded(x: jax.Array, pads: Pads) -> jax.Array:
     ends = ((before, after, 0) for before, after in pads)
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
-
-
-def _windows(x: jax.Array, side: tuple[int, int], step: int, size: tuple[int, int]) -> jax.Array:
-    """Rows of a filter-gradient product: every window of ``side`` pixels, ``step`` columns apart.
-
-    Returns:
-        ``[B * rows * columns / step, side[0] * side[1] * C]`` for ``size`` = (rows, columns) of outputs.
-    """
-    batch, height, width, channels = x.shape
-    image, row, column = np.meshgrid(
-        np.arange(batch) * height, np.arange(size[0]), np.arange(0, size[1], step) * channels, indexing="ij"
-    )
-    starts = np.stack([image + row, column], axis=-1).reshape(-1, 2).astype(np.int32)
-    numbers = lax.GatherDimensionNumbers(offset_dims=(1, 2), collapsed_slice_dims=(), start_index_map=(0, 1))
-    windows = lax.gather(
-        x.reshape(batch * height, width * channels),
-        jnp.asarray(starts),
-        numbers,
-        slice_sizes=(side[0], side[1] * channels),
-        mode="promise_in_bounds",
-    )
-    return windows.reshape(len(starts), -1)

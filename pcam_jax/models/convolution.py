@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pcam_jax.models import winograd
+from pcam_jax.models import window_dot, winograd
 from pcam_jax.models.platform import prefers_cpu_formulations
 
 Padding = Literal["valid", "same"] | int
@@ -76,9 +76,11 @@ def conv2d(
         if groups == x.shape[-1] == kernel.shape[-1]:
             return depthwise_as_sum(x, kernel, stride, pads)
         return conv_plain(x, kernel, stride, pads, groups)
+    if x.dtype == jnp.bfloat16 and window_dot.works_here():
+        return _conv2d_by_windows(x, kernel, stride, pads)
     if x.dtype == jnp.float32 or (side == (1, 1) and pads == _NO_PADS):
         return _conv2d_on_cpu(x, kernel, stride, pads)
-    # Only plain matrix products are faster in bfloat16 there; these forms are not, and want float32's digits.
+    # Without matrix units only plain products are faster in bfloat16; these forms are not, and want float32's digits.
     wide = _conv2d_on_cpu(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, pads)
     return wide.astype(x.dtype)
 
@@ -97,6 +99,18 @@ def _conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> 
     if tile is not None:
         return winograd.conv_winograd(x, kernel, pads, tile)
     return conv_plain(x, kernel, stride, pads)
+
+
+def _conv2d_by_windows(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    height, width = kernel.shape[:2]
+    if (height, width, pads) == (1, 1, _NO_PADS):
+        return conv_as_dot(x, kernel, stride)
+    if stride > 1 and height % stride == width % stride == 0:
+        size = [output_size(x.shape[axis + 1], kernel.shape[axis], stride, pads[axis]) for axis in (0, 1)]
+        wanted = [length + side // stride - 1 for length, side in zip(size, (height, width), strict=True)]
+        x, kernel = _image_blocks(x, stride, wanted, pads), _kernel_blocks(kernel, stride)
+        return window_dot.conv_window_dot(x, kernel, 1, _NO_PADS)
+    return window_dot.conv_window_dot(x, kernel, stride, pads)
 
 
 def is_few_channels(kernel: tuple[int, ...]) -> bool:
@@ -144,7 +158,9 @@ def _pixel_dot_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tupl
 def _pixel_dot_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     grad_x = _dot(grad, kernel, 1, 1).astype(x.dtype)
-    # Products over pixels are no faster in bfloat16.
+    if x.dtype == jnp.bfloat16 and window_dot.works_here():
+        return grad_x, window_dot.product_over_rows(x, grad).astype(kernel.dtype)
+    # Without matrix units, products over pixels are no faster in bfloat16.
     tall, wide = x.astype(jnp.float32), grad.astype(jnp.float32)
     if kernel.shape[0] <= kernel.shape[1]:
         return grad_x, _dot(tall, wide, 0, 0).astype(kernel.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -17,6 +18,19 @@ def prefers_cpu_formulations() -> bool:
     Read while a function is traced, never while it runs.
     """
     return not _portable.get() and jax.default_backend() == "cpu"
+
+
+def has_bfloat16_matrix_units() -> bool:
+    """Whether the one device is a CPU that multiplies bfloat16 matrices several times as fast as float32 ones.
+
+    AVX-512's bfloat16 instructions alone are too little: there Winograd's float32 form is ahead.
+    """
+    if not prefers_cpu_formulations() or jax.device_count() > 1:
+        return False
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -159,7 +159,10 @@ def map_parts(function: Callable[..., Any], arrays: Any, parts: int) -> Any:
 
 
 def sum_parts(
-    function: Callable[..., tuple[Any, jax.Array]], arrays: tuple[jax.Array, ...], parts: int, like: jax.Array
+    function: Callable[..., tuple[Any, jax.Array]],
+    arrays: tuple[jax.Array, ...],
+    parts: int,
+    like: jax.Array | jax.ShapeDtypeStruct,
 ) -> tuple[Any, jax.Array]:
     """`map_parts` for a function that also returns an array shaped as `like`, which is summed over the parts."""
     if parts == 1:

@@ -12,6 +12,7 @@ import numpy as np
 
 import pcam_jax
 from pcam_jax.config import Config, ModelConfig, TrainConfig
+from pcam_jax.models.platform import portable_formulations
 from pcam_jax.models.registry import Net, build_model
 from pcam_jax.runtime import accelerator
 from pcam_jax.training.optimizer import make_optimizer
@@ -78,7 +79,7 @@ def _predict(case: Case, net: Net) -> Any:
 
 
 def _flops(case: Case) -> float:
-    """Operations per image of the task in XLA's own count, before any optimisation."""
+    """Operations per image of the task in XLA's count of the definition, before any optimisation."""
     net = build_model(case.model, image_shape=(case.side, case.side, 3), outputs=1)
     params, batch_stats = jax.eval_shape(net.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((8, case.side, case.side, 3), jnp.float32)
@@ -87,7 +88,8 @@ def _flops(case: Case) -> float:
         return net.apply(params, batch_stats, x, train=True, key=jax.random.key(0))[0].sum()
 
     task = jax.grad(loss) if case.task == "train" else lambda p, s, x: net.apply(p, s, x)[0]
-    return jax.jit(task).lower(params, batch_stats, x).cost_analysis()["flops"] / 8
+    with portable_formulations():
+        return jax.jit(task).lower(params, batch_stats, x).cost_analysis()["flops"] / 8
 
 
 def _matmul(precision: str) -> Any:
