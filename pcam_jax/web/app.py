@@ -221,7 +221,6 @@ def create_app(
         description=api.RESEARCH_USE,
         docs_url=None,  # its pages come from a content network
         redoc_url=None,
-        root_path=root_path,
         lifespan=lifespan,
     )
     _add_handlers(app)

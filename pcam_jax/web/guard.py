@@ -87,7 +87,7 @@ class Guard:
             if refused is not None:
                 await _say(send_fenced, *refused)
             else:
-                await self._app(scope, receive, send_fenced)
+                await self._app({**scope, "root_path": self._root_path}, receive, send_fenced)
         finally:
             method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
             self._metrics.requests.labels(counted, method, str(status)).inc()

@@ -122,13 +122,13 @@ def read_picture(upload: Upload, intake: Intake, limits: Limits, *, preview: boo
                     f"The picture has {width} x {height} pixels: the model takes {wanted[1]} x {wanted[0]}, or "
                     "larger pictures, which are cut into tiles.",
                 )
+            grid = tile_grid(height, width, wanted, limits.tiles)
             decode_image(content, "x.tif" if kind == "tif" and same else "x", pixels)
     except RecordFault as fault:
         raise Unusable(422, f"The picture cannot be read: {_words(fault)}.") from None
     shown = _png(pixels) if preview else b""
     if pixels.shape == wanted:
         return Picture(upload.name, height, width, pixels[None], preview=shown)
-    grid = tile_grid(height, width, wanted, limits.tiles)
     return Picture(upload.name, height, width, cut(pixels, grid, wanted), grid, shown)
 
 

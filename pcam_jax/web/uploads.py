@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import logging
 import struct
 import zipfile
 import zlib
@@ -19,6 +20,9 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pcam_jax.web.limits import Limits, Refusal, in_mebibytes
+
+# it repeats what was sent, which is nobody's business; the sender hears of it
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 KINDS = ("tif", "png", "jpeg", "zip")
 _STARTS = {
