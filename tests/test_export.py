@@ -28,7 +28,7 @@ from pcam_jax.runtime.errors import UserError
 
 Verb = Callable[..., subprocess.CompletedProcess[str]]
 
-KINDS = ["stablehlo", "safetensors"]
+KINDS = ["stablehlo", "onnx", "safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def altered(folder: Path, how: str) -> None:
         ("threshold", "manifest.json was altered after the export"),
         ("newer", "is an artifact of format 2"),
         ("cut", "manifest.json is damaged"),
-        ("unreadable", "cannot be read|not a readable"),
+        ("unreadable", "cannot be read|not a readable|cannot load"),
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)

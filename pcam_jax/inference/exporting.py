@@ -139,7 +139,9 @@ def answering(net: Net, weights: tuple[Any, Any], normalization: Any, point: Ope
         if logits.shape[1] > 2:
             probs = jax.nn.softmax(scaled, axis=1)
             return logits, probs, jnp.argmax(probs, axis=1).astype(jnp.int32)
-        probs = jax.nn.sigmoid(scaled[:, 0] if logits.shape[1] == 1 else scaled[:, 1] - scaled[:, 0])
+        one = jax.lax.slice_in_dim(scaled, logits.shape[1] - 1, None, axis=1)  # plainer than a gather
+        two_class = one if logits.shape[1] == 1 else one - jax.lax.slice_in_dim(scaled, 0, 1, axis=1)
+        probs = jax.nn.sigmoid(jax.lax.squeeze(two_class, [1]))
         return logits, probs, (probs >= np.float32(point.threshold)).astype(jnp.int32)
 
     return answer

@@ -193,7 +193,8 @@ class GroupDenseBlock(nnx.Module):
             normalized = jax.nn.relu(getattr(self, f"norm{number}")(x, train=train))
             y = getattr(self, f"conv{number}")(normalized)
             margin = (x.shape[1] - y.shape[1]) // 2
-            x = x[:, margin : x.shape[1] - margin, margin : x.shape[2] - margin]
+            for axis in (1, 2):  # plain slices: indexing becomes a gather where the batch is symbolic
+                x = jax.lax.slice_in_dim(x, margin, x.shape[axis] - margin, axis=axis)
             split = [part.reshape(*part.shape[:3], self.elements, -1) for part in (x, y)]
             x = jnp.concatenate(split, axis=-1).reshape(*y.shape[:3], -1)
         return x
