@@ -6,6 +6,7 @@ Commands run as they stand, save for these replacements:
 
 - training ends after one epoch, and takes the small pcam_model4 where no recipe is named;
 - the embedded sample of 4,500 patches gives way to `data/sample`, 100 of them;
+- `serve` runs as a process on a free port until the next `serve` of the page, and `127.0.0.1:8000` means that port;
 - the folder where Kaggle's notebooks find the competition's data gives way to that zip.
 
 Blocks in `text` are not run. A block after `<!-- not run: REASON -->` is only checked for its options, and `make`
@@ -31,6 +32,7 @@ from typing import Any
 
 import pytest
 from kaggle_source import tif_bytes
+from service import Service
 
 from pcam_jax.__main__ import VERBS, dispatch
 from pcam_jax.config import config_from_dict
@@ -90,6 +92,7 @@ class Workspace:
 
     path: Path
     done: set[str] = field(default_factory=set)
+    service: Service | None = None
 
     def run_page(self, page: str) -> None:
         names: dict[str, Any] = {}
@@ -106,16 +109,23 @@ class Workspace:
                 config_from_dict(tomllib.loads(block.text), str(block))
             else:
                 assert block.language == "text", f"{block}: name the language of the block, or `text`"
+        self.serve(None)
 
     def run(self, words: list[str], block: Block) -> None:
+        if words[0] == "curl":
+            self.ask(words, block)
+            return
         line = shlex.join(words)
+        argv = arguments_of(words)
+        if argv is not None and argv[0] == "serve":
+            self.serve(argv[1:])
+            return
         if line in self.done:
             return
         self.done.add(line)
         if words[0] == "make":
             subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
             return
-        argv = arguments_of(words)
         assert argv is not None, f"{block}: the test does not know how to run {line!r}"
         output = io.StringIO()
         try:
@@ -125,6 +135,28 @@ class Workspace:
             raise AssertionError(
                 f"{block}: {line}\n{type(error).__name__}: {error}\n{output.getvalue()}"
             ) from error
+
+    def serve(self, arguments: list[str] | None) -> None:
+        """End the service that runs, politely, and start another."""
+        if self.service is not None:
+            assert self.service.stop() == 143, self.service.errors
+            self.service.__exit__()
+            self.service = None
+        if arguments is not None:
+            self.service = Service(*arguments, cwd=self.path).__enter__()
+
+    def ask(self, words: list[str], block: Block) -> None:
+        """A request by curl must be answered with success."""
+        done = subprocess.run(
+            ["curl", "--fail-with-body", *map(self.replaced_address, words[1:])],
+            capture_output=True,
+            cwd=self.path,
+        )
+        assert done.returncode == 0, f"{block}: {shlex.join(words)}\n{done.stdout[:500]!r}"
+
+    def replaced_address(self, text: str) -> str:
+        assert self.service is not None or "127.0.0.1:8000" not in text
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.service.port}") if self.service else text
 
     def run_python(self, block: Block, names: dict[str, Any]) -> None:
         if block.text in self.done:
@@ -137,7 +169,7 @@ class Workspace:
             else:
                 python.append(line)
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile("\n".join(python), str(block), "exec"), names)
+            exec(compile(self.replaced_address("\n".join(python)), str(block), "exec"), names)
 
 
 def arguments_of(words: list[str]) -> list[str] | None:
@@ -204,11 +236,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     write_idc_tree(path / "breast-histopathology-images", tiles=8)
     write_isic_folder(path / "siim-isic-melanoma-classification", width=160)
     write_pcam_h5(path / "pcam-h5")
+    patches = sample_patches(2, seed=2)
+    (path / "patch.tif").write_bytes(tif_bytes(patches.images[0]))
+    with zipfile.ZipFile(path / "patches.zip", "w") as archive:
+        archive.writestr("other.tif", tif_bytes(patches.images[1]))
     write_sample_store(path / "data/sample", count=80, test_count=20, slides=20)
     (path / "configs").symlink_to(ROOT / "configs")
     before = Path.cwd()
     os.chdir(path)
-    yield Workspace(path)
+    made = Workspace(path)
+    yield made
+    if made.service is not None:  # a page failed
+        made.service.__exit__()
     os.chdir(before)
 
 
