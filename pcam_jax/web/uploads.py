@@ -190,9 +190,7 @@ def _members(upload: Upload, limits: Limits, budget: int) -> list[Upload]:
     except Exception:  # a damaged directory can raise nearly anything inside zipfile
         raise damaged from None
     with archive:
-        entries = [
-            entry for entry in archive.infolist() if not entry.is_dir() and not _is_junk(entry.filename)
-        ]
+        entries = [entry for entry in archive.infolist() if not _is_junk(entry.filename)]
         if not entries:
             raise Refusal(
                 422, f"{upload.name} is a zip without pictures: put tif, png or jpeg files into it."
@@ -253,8 +251,8 @@ def _check_directory(upload: Upload, limits: Limits) -> None:
 
 
 def _is_junk(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return name.startswith(_JUNK[0]) or base in _JUNK or base.startswith(".")
+    base = name.rpartition("/")[2]  # empty for a folder
+    return not base or name.startswith(_JUNK[0]) or base in _JUNK or base.startswith(".")
 
 
 def _brief(error: Exception) -> str:

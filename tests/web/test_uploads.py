@@ -115,6 +115,7 @@ def test_zips_that_are_refused() -> None:
         "more than 5 files": (413, zip_of({str(n): b"x" for n in range(6)})),
         "lists too many": (413, zip_of({str(n): b"" for n in range(25)})),
         "without pictures": (422, zip_of({})),
+        "is a zip without": (422, zip_of({"name": b"x"}).replace(b"name", b"\0ame")),  # no name
         "damaged zip": (422, b"PK\x03\x04" + bytes(50)),
     }
     for words, (status, content) in cases.items():
