@@ -220,6 +220,22 @@ def test_several_runs_give_their_mean_and_their_spread(
         assert service.stop(signal.SIGINT) == 130
 
 
+def test_an_exported_model_answers_without_its_run(
+    tiny_run: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    from pcam_jax.export import main
+
+    main([str(tiny_run), "--format", "stablehlo", "--output", str(tmp_path / "model")])
+    files = [(str(number), encoded(image)) for number, image in enumerate(images[:5])]
+    with Service(tmp_path / "model") as service:
+        reply = service.predict(files, "?uncertainty=true")
+        np.testing.assert_allclose(probabilities(reply), Predictor.load(tiny_run)(images[:5]), rtol=1e-4)
+        assert not service.get("/model").json["heat_maps"]
+        refused = service.predict(files, "?heat=true")
+        assert (refused.status, "no heat maps" in refused.error) == (422, True)
+        assert service.stop() == 143
+
+
 def test_before_it_is_warm_it_says_so(tiny_run: Path, images: np.ndarray) -> None:
     with Service(tiny_run, "--batch-size", "256", wait=False) as service:
         assert service.get("/healthz").status == 200
@@ -243,7 +259,8 @@ def test_a_signal_while_warming_up_ends_it(tiny_run: Path) -> None:
 
 def test_what_was_taken_is_answered_before_the_end(tiny_run: Path, images: np.ndarray) -> None:
     with Service(tiny_run) as service, contextlib.ExitStack() as open_ones:
-        body, kind = form([(str(n), encoded(images[n % 20])) for n in range(200)])
+        count = service.get("/model").json["limits"]["patches"] // (4 * 8)  # with their views they fit
+        body, kind = form([(str(n), encoded(images[n % 20])) for n in range(count)])
         connections = [open_ones.enter_context(contextlib.closing(service.connect())) for _ in range(4)]
         for connection in connections:  # all but the last byte has been sent when the signal comes
             connection.putrequest("POST", "/predict?uncertainty=true")
@@ -259,7 +276,7 @@ def test_what_was_taken_is_answered_before_the_end(tiny_run: Path, images: np.nd
             connection.send(body[-1:])
         replies = [read_reply(connection) for connection in connections]
         assert [reply.status for reply in replies] == [200] * 4
-        assert [len(reply.json["results"]) for reply in replies] == [200] * 4
+        assert [len(reply.json["results"]) for reply in replies] == [count] * 4
         assert service.process.wait(30) == 143
         with pytest.raises(OSError):
             service.get("/healthz")

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from PIL import Image
 
+from pcam_jax.inference.artifact import ExportedPredictor
 from pcam_jax.inference.averaging import load_predictors
-from pcam_jax.inference.predictor import Predictor
 from pcam_jax.inference.saliency import Saliency, central_side
 from pcam_jax.metrics.recalibration import apply_temperature
 from pcam_jax.run.folder import CONFIG, open_run
@@ -98,7 +98,7 @@ class ServedModel:
             observe,
         )
         self._heat: Batcher | None = None
-        if all(isinstance(one, Predictor) and hasattr(one, "net") for one in self.predictors):
+        if not any(isinstance(one, ExportedPredictor) for one in self.predictors):
             self._saliency = {
                 size: [Saliency(one, batch_size=size) for one in self.predictors] for size in (1, HEAT_BATCH)
             }
@@ -257,16 +257,15 @@ class ServedModel:
         intake, cards, facts = Intake(self.image_shape), [], []
         for path, predictor in zip(paths, self.predictors, strict=True):
             fact: dict[str, Any] = {"name": path.resolve().name, "step": predictor.step}
-            prepared: dict[str, Any] = getattr(predictor, "prepared", {})
             if (path / CONFIG).is_file():
                 run = open_run(path)
-                prepared = run.environment["data"].get("prepared", {})
                 fact |= {"network": run.config.model.name, "parameters": run.environment["params"]}
                 card = path / "MODEL_CARD.md"
                 cards.append(card.read_text(encoding="utf-8") if card.is_file() else "")
             facts.append(fact)
-            if "size" in prepared:
-                intake = Intake(self.image_shape, resize=True, fit=prepared.get("fit", "stretch"))
+            if "size" in predictor.prepared:
+                fit = predictor.prepared.get("fit", "stretch")
+                intake = Intake(self.image_shape, resize=True, fit=fit)
         return intake, [card for card in cards if card], facts
 
 
