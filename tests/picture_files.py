@@ -31,10 +31,10 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (64, 48), mode: str = "RGB", **o
     return encoded(picture(size, seed, mode), "JPEG", **options)
 
 
-def turned_jpeg(orientation: int, size: tuple[int, int] = (64, 48)) -> bytes:
+def turned_jpeg(orientation: int, size: tuple[int, int] = (64, 48), mode: str = "RGB") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return jpeg(size=size, exif=exif, quality=95)
+    return jpeg(size=size, mode=mode, exif=exif, quality=95)
 
 
 def png_16_bit(values: np.ndarray) -> bytes:

@@ -269,7 +269,8 @@ class _Job:
             "images_per_shard": plan.images_per_shard,
             "left_out": len(faults),
         }
-        remarks = Counter(remark for _, remark, _ in known.remarks)
+        remarked = self._remarks(known)
+        remarks = Counter(fault.problem for fault in remarked)
         if remarks:
             settings["remarks"] = dict(sorted(remarks.items()))
         write_tables(
@@ -283,7 +284,7 @@ class _Job:
             settings,
         )
         if faults or remarks:
-            report = write_report(self.target, faults + self._remarks(known))
+            report = write_report(self.target, faults + remarked)
             if faults:
                 self.tell(f"Left out: {summarise(faults)}; see {report}.")
             if remarks:
@@ -295,8 +296,9 @@ class _Job:
         return open_store(self.target)
 
     def _remarks(self, known: Progress) -> list[Fault]:
-        told = ((self.records[row], remark) for row, remark, _ in known.remarks)
-        return [Fault(remark, record.id, record.split, record.source, "kept") for record, remark in told]
+        """One for each thing that was unusual, of which a picture may have several."""
+        told = ((self.records[row], kind) for row, remark, _ in known.remarks for kind in remark.split(", "))
+        return [Fault(kind, record.id, record.split, record.source, "kept") for record, kind in told]
 
 
 def _partial_folder(target: Path) -> Path:

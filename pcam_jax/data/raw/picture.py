@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import Literal
 
@@ -49,7 +50,7 @@ def decode_picture(
         fit: how another shape is fitted: stretched, cut to the middle, or padded with black.
 
     Returns:
-        What was unusual about the picture, in a few words, or an empty string.
+        What was unusual about the picture, a few words for each thing, joined by commas; or an empty string.
 
     Raises:
         RecordFault: it is damaged, too large, has several frames, or has another size than ``out``.
@@ -98,14 +99,16 @@ def _opened(content: bytes | memoryview) -> Image.Image:
         picture = Image.open(io.BytesIO(content), formats=_FORMATS)
     except Image.UnidentifiedImageError:
         raise RecordFault("unreadable", _what_else(bytes(content[:64]))) from None
-    except Image.DecompressionBombError:
-        raise RecordFault("too large", f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit, met before the size can be asked for
+        found = re.search(r"\d+", str(error))
+        pixels = f"{int(found[0]):,} pixels are" if found else "it is"
+        raise RecordFault("too large", f"{pixels} more than {MOST_PIXELS:,}") from None
     except _DECODING_ERRORS as error:
         raise RecordFault("unreadable", str(error) or type(error).__name__) from None
     width, height = picture.size
     if width * height > MOST_PIXELS:
         picture.close()
-        raise RecordFault("too large", f"{width}x{height} is more than {MOST_PIXELS:,} pixels")
+        raise RecordFault("too large", f"{width * height:,} pixels are more than {MOST_PIXELS:,}")
     return picture
 
 

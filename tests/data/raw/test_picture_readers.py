@@ -220,16 +220,20 @@ class TestFolders:
 
     def test_unusual_pictures_are_kept_and_counted(self, tmp_path):
         contents = {"a/1.png": files.png(mode="L"), "a/2.png": files.png(mode="RGBA"), "a/3.png": files.png(),
-                    "b/4.jpg": files.jpeg(size=(20, 16), mode="CMYK"), "b/5.png": files.png(mode="L")}  # fmt: skip
+                    "b/4.jpg": files.jpeg(size=(20, 16), mode="CMYK"), "b/5.png": files.png(mode="L"),
+                    "b/6.jpg": files.turned_jpeg(6, (16, 20), mode="L")}  # fmt: skip
         store, told = prepare(write(tmp_path / "set", contents), tmp_path)
-        assert len(store) == 5
+        assert len(store) == 6
         assert store.manifest.prepare["remarks"] == {
             "CMYK converted": 1,
-            "grey": 2,
+            "grey": 3,
             "transparency laid on white": 1,
+            "turned as its EXIF says": 1,
         }
-        assert "2 x grey" in told[0]
-        assert ("grey", "b/5") in problems(tmp_path)
+        assert "3 x grey" in told[0]
+        assert {("grey", "b/5"), ("grey", "b/6"), ("turned as its EXIF says", "b/6")} <= set(
+            problems(tmp_path)
+        )
 
 
 class TestTable:
