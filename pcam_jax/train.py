@@ -411,6 +411,7 @@ class _Training:
                 collapsed=self.control.collapsed,
                 run=self.folder,
                 store=self.config.data.store,
+                has_test=bool(np.any(self.setup.split == "test")),
             )
         )
 

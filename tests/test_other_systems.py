@@ -59,6 +59,9 @@ def test_idc_tiles(tmp_path: Path) -> None:
         "--data.validation-fraction", 0.25, "--data.train-fraction", 0.75,
     )  # fmt: skip
     assert "2,513,642" in said
+    # what comes next must work: these tiles have no test split
+    assert "predict" in said.partition("Next:")[2]
+    assert "--split test" not in said
     split = groups_by_split(workdir, store)
     assert len(split["train"]) + len(split["validation"]) == 8
     assert not split["train"] & split["validation"]
@@ -96,7 +99,7 @@ def test_melanoma_photographs(tmp_path: Path) -> None:
         here("train", *recipe, "--workdir", workdir)
     tiny.register()
     recipe[-1] = "tiny"
-    here(
+    said = here(
         "train",
         *recipe,
         "--model.options",
@@ -113,6 +116,10 @@ def test_melanoma_photographs(tmp_path: Path) -> None:
     labels = {row["id"]: row["label"] for row in rows(store / "index.csv")}
     trained = [labels[row["id"]] for row in rows(workdir / "split.csv") if row["split"] == "train"]
     assert trained.count("0") == trained.count("1") > 0
+    left = sum(row["split"] == "" for row in rows(workdir / "split.csv"))
+    assert left > 0
+    assert f"4 test, {left} left out" in said
+    assert "--split test" in said
     assert "AUROC" in here("evaluate", workdir, "--resamples", 100)
     here("predict", workdir, source, "--output", tmp_path / "out.csv")
     assert [row["id"] for row in rows(tmp_path / "out.csv")] == [

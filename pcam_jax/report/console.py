@@ -28,12 +28,14 @@ def introduction(
     Args:
         net: name, size and devices in words.
         store: where the images are.
-        split: ``[N]`` names of each example's split.
+        split: ``[N]`` names of each example's split; empty for what is left out.
         home: where the training images live, in words.
         warning: of the split, if any.
         run: the run folder.
     """
     counts = ", ".join(f"{int(np.sum(split == name)):,} {name}" for name in ("train", "validation", "test"))
+    left = int(np.sum(split == ""))
+    counts += f", {left:,} left out" if left else ""
     lines = [f"{net}.", f"{store}: {counts}; images {home}."]
     if warning:
         lines.append(f"Warning: {warning}")
@@ -76,6 +78,7 @@ def ending(
     collapsed: bool,
     run: Any,
     store: str,
+    has_test: bool,
 ) -> str:
     """Why training ended, which step is best with what figures, and the commands that come next.
 
@@ -87,6 +90,7 @@ def ending(
         collapsed: all validation examples got one probability.
         run: the run folder.
         store: the store as the user named it.
+        has_test: it has a test split.
     """
     python, majority = python_command(), np.bincount(labels).max() / len(labels)
     lines = [
@@ -106,13 +110,16 @@ def ending(
             "Warning: this run has collapsed: every validation example gets the same probability. Try a lower "
             "optimizer.peak_lr, another train.seed, or more epochs.",
         ]
+    images = (
+        f"{store} --split test --output submission.csv" if has_test else "FOLDER --output predictions.csv"
+    )
     return "\n".join(
         [
             *lines,
             "",
             "Next:",
             f"  {python} -m pcam_jax.evaluate {run}  # figures with intervals, report.html",
-            f"  {python} -m pcam_jax.predict {run} {store} --split test --output submission.csv",
+            f"  {python} -m pcam_jax.predict {run} {images}",
         ]
     )
 
