@@ -20,6 +20,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -30,7 +31,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from kaggle_source import tif_bytes
 from service import Service
 
@@ -240,6 +243,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     (path / "patch.tif").write_bytes(tif_bytes(patches.images[0]))
     with zipfile.ZipFile(path / "patches.zip", "w") as archive:
         archive.writestr("other.tif", tif_bytes(patches.images[1]))
+    write_slide(path / "slide.tif")
     write_sample_store(path / "data/sample", count=80, test_count=20, slides=20)
     (path / "configs").symlink_to(ROOT / "configs")
     before = Path.cwd()
@@ -249,6 +253,19 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     if made.service is not None:  # a page failed
         made.service.__exit__()
     os.chdir(before)
+
+
+def write_slide(path: Path) -> None:
+    """Synthetic tissue amid glass as a pyramid of two levels of tiles, at 0.486 and 0.972 µm a pixel."""
+    picture = np.full((512, 768, 3), 243, np.uint8)
+    picture[64:448, 96:480] = sample_patches(1, seed=3, image_size=384).images[0]
+    with tifffile.TiffWriter(path) as file:
+        for level, reduction in ((picture, 1), (picture[::2, ::2], 2)):
+            dots = 1e4 / (0.486 * reduction)
+            file.write(
+                level, tile=(128, 128), photometric="rgb", compression="zlib", resolution=(dots, dots),
+                resolutionunit="CENTIMETER", subifds=2 - reduction, subfiletype=reduction - 1,
+            )  # fmt: skip
 
 
 def write_kaggle_zip(path: Path) -> None:
@@ -281,6 +298,35 @@ def test_every_reader_is_on_the_page_of_data() -> None:
 def test_readme_begins_with_the_two_lines() -> None:
     first = next(blocks("README.md"))
     assert shell_lines(first.text) == [["make", "train"], ["make", "test"]]
+
+
+def test_the_table_of_systems_leads_from_raw_files_to_a_run(workspace: Workspace, tmp_path: Path) -> None:
+    from pcam_jax.data.store import open_store
+    from pcam_jax.train import parse_command
+    from pcam_jax.training.network import build_network
+
+    for name in ("breast-histopathology-images", "siim-isic-melanoma-classification"):
+        shutil.make_archive(str(tmp_path / name), "zip", workspace.path / name)
+    shutil.copy(workspace.path / ZIP, tmp_path)
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if re.match(r"\| [A-E]\. ", line)]
+    assert [row[2] for row in rows] == list("ABCDE")
+    for row in rows:
+        prepare, train = (shlex.split(text) for text in re.findall(r"`(python -m [^`]+)`", row))
+        verb, source, store = prepare[2:]
+        assert verb == "pcam_jax.prepare"
+        if not (tmp_path / store).exists():
+            with contextlib.redirect_stdout(io.StringIO()):
+                dispatch(["prepare", str(tmp_path / source), str(tmp_path / store)])
+        assert train[2] == "pcam_jax.train"
+        assert f"({train[3]})" in row
+        for recipe in re.findall(r"\((configs/[^)]+)\)", row):
+            config = parse_command([recipe]).settings()
+            assert config.data.store == store, recipe
+            prepared = open_store(tmp_path / store)
+            build_network(config, prepared.image_shape, len(prepared.class_names))
+    table = "\n".join(rows)
+    assert not [path for path in (ROOT / "configs/seeds").iterdir() if path.name not in table]
 
 
 @pytest.mark.parametrize("page", PAGES)
