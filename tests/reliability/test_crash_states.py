@@ -13,6 +13,8 @@ import pytest
 import tiny
 from crash_images import CAMERA, Image
 
+from pcam_jax.run.folder import open_run
+
 Train = Callable[..., Any]
 
 # all that decides a run's future and is easily forgotten in a checkpoint
@@ -48,6 +50,15 @@ OTHERS = {
         "optimizer__layer_decay": 0.5,
         "optimizer__clip_norm": 0.5,
     },
+    "plateaus and an early end": {
+        "optimizer__name": "adam",
+        "optimizer__schedule": "plateau",
+        "optimizer__plateau_patience": 1,
+        "optimizer__peak_lr": 0.3,
+        "optimizer__min_lr": 1e-3,
+        "train__early_stop_patience": 3,
+        "train__epochs": 30,
+    },
     "schedule-free": {"optimizer__name": "schedule_free_adamw", "optimizer__schedule": "constant"},
     "muon in bfloat16": {
         "optimizer__name": "muon",
@@ -70,6 +81,12 @@ def committed(run: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
+def decided(run: Path) -> Any:
+    """How a run ended, and what it knew of plateaus and early stopping in its last epoch."""
+    opened = open_run(run)
+    return opened.result, opened.checkpoints.load(opened.checkpoints.steps()[-1]).progress["control"]
+
+
 def assert_resumes(train: Train, run: Path, straight: Path, moment: str, **settings: Any) -> None:
     said: list[str] = []
     latest = committed(run)
@@ -79,6 +96,7 @@ def assert_resumes(train: Train, run: Path, straight: Path, moment: str, **setti
     assert finished or resumed == ([latest] if latest else []), (moment, said[:3])
     assert not tiny.differing_arrays(tiny.final_arrays(run), tiny.final_arrays(straight)), moment
     assert tiny.same_history(run, straight), moment
+    assert decided(run) == decided(straight), moment
     left = [path.name for path in run.rglob("*.tmp")]
     assert not left or finished, (moment, left)
 
@@ -99,11 +117,15 @@ def test_a_crash_at_any_moment_loses_nothing(train_tiny: Train, tmp_path: Path, 
 def test_every_kind_of_run_resumes_in_mid_epoch(
     train_tiny: Train, tmp_path: Path, long: bool, name: str
 ) -> None:
-    settings = {**OTHERS[name], "checkpoint__every_steps": 1, "checkpoint__keep": 99, "train__epochs": 3}
+    settings = {"train__epochs": 3, **OTHERS[name], "checkpoint__every_steps": 1, "checkpoint__keep": 99}
     straight = train_tiny(tmp_path / "straight", **settings).path
     steps = sorted(int(entry) for entry in os.listdir(straight / "checkpoints"))
+    if "train__early_stop_patience" in settings:
+        result, control = decided(straight)
+        assert result["ended_by"] == "early_stop"
+        assert control["lr_scale"] < 1
     # within an epoch, at its end, and in the last one
-    for step in steps if long else (3, 6, 13):
+    for step in steps if long else (3, 6, steps[-1] - 3):
         assert step in steps
         cut = Path(shutil.copytree(straight, tmp_path / f"cut{step}"))
         (cut / "result.json").unlink()
