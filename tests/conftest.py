@@ -44,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # read by jax when it is imported, in every process
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # on a GPU this process must leave room for those that tests start
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.xla_bridge import backends_are_initialized  # no public name yet (jax 0.10 to 0.12)
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pcam_jax.runtime import distributed
@@ -45,17 +46,39 @@ def configure(deterministic: bool = False) -> None:
 
     Args:
         deterministic: ask XLA's GPU backend for deterministic operations.
+
+    Raises:
+        UserError: they are asked for too late.
     """
     tune_allocator()
     distributed.join()
     if deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        _ask_for_deterministic_kernels()
     programs = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder() / "xla" / _machine_name())
     jax.config.update("jax_compilation_cache_dir", programs)
     ignore_its_warnings()
     remove_broken_entries(Path(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _ask_for_deterministic_kernels() -> None:
+    """Set the flag that leaves out operations which add in any order and chooses kernels without timing them.
+
+    So there is no choice of kernels that would have to be kept with a run. XLA reads its flags once.
+
+    Raises:
+        UserError: a GPU is in use already, without the flag.
+    """
+    flag, flags = "--xla_gpu_deterministic_ops=true", os.environ.get("XLA_FLAGS", "")
+    if flag in flags.split():
+        return
+    if backends_are_initialized() and jax.default_backend() == "gpu":
+        raise UserError(
+            "train.deterministic comes too late, since this process has used the GPU without it: train in a new "
+            f'process, or set XLA_FLAGS="{flag}" before the first use of JAX.'
+        )
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
 def cache_folder() -> Path:

@@ -78,7 +78,23 @@ def test_deterministic_kernels_are_asked_for() -> None:
         "import os; from pcam_jax.runtime import accelerator; accelerator.configure(deterministic=True);"
         "print(os.environ['XLA_FLAGS'])"
     )
-    assert "--xla_gpu_deterministic_ops=true" in run(script)
+    assert run(script, XLA_FLAGS="").strip() == "--xla_gpu_deterministic_ops=true"
+    # once, and beside other flags
+    other = "--xla_force_host_platform_device_count=2"
+    again = script.replace("print", "accelerator.configure(deterministic=True); print")
+    assert run(again, XLA_FLAGS=other).strip() == f"{other} --xla_gpu_deterministic_ops=true"
+
+
+def test_deterministic_kernels_cannot_come_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "")
+    jax.devices()
+    accelerator.configure(deterministic=True)  # a CPU's kernels are
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where there is none to use up
+    with pytest.raises(UserError, match=r"train.deterministic comes too late.*in a new process"):
+        accelerator.configure(deterministic=True)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    accelerator.configure(deterministic=True)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused() -> None:
