@@ -103,19 +103,19 @@ def fetch_from_kaggle(name: str, folder: Path) -> Path:
             f"{slug} needs about {size / 1e9:.0f} GB but {folder} has {free / 1e9:.1f} GB free: "
             f"choose a folder on another disk."
         )
-    flag = "-c" if kind == "competitions" else "-d"
     # a process of its own: the client ends the process it runs in where the token is refused
-    done = subprocess.run(
-        [sys.executable, "-m", "kaggle.cli", kind, "download", flag, slug, "-p", str(folder)]
-    )
+    done = subprocess.run([sys.executable, "-m", "kaggle.cli", kind, "download", slug, "-p", str(folder)])
     if done.returncode:
         raise UserError(
             f"Kaggle's client could not fetch {slug}: see its message above; a 403 means that the rules on the "
             f"set's page are not accepted yet, a 401 that the token is wrong."
         )
     if not zipfile.is_zipfile(target):
-        explain_unreadable_file(target)
-        raise UserError(f"{target} is no zip: delete it and download it again.")
+        try:
+            explain_unreadable_file(target)
+            raise UserError(f"Kaggle's client left no zip at {target}: give this command again.")
+        finally:
+            target.unlink(missing_ok=True)  # the client would go on from its end
     return target
 
 
@@ -134,7 +134,9 @@ def _has_token() -> bool:
         return True
     homes = [os.environ.get("KAGGLE_CONFIG_DIR"), "~/.kaggle", "~/.config/kaggle"]
     places = [Path(home).expanduser() for home in homes if home]
-    return any((place / name).is_file() for place in places for name in ("kaggle.json", "access_token"))
+    # the last one is what `kaggle auth login` leaves
+    names = ("kaggle.json", "access_token", "credentials.json")
+    return any((place / name).is_file() for place in places for name in names)
 
 
 def _tell(sentence: str) -> None:
