@@ -19,10 +19,12 @@ from pcam_jax.run.command_line import ConfigCommand, parse_config_command
 from pcam_jax.run.search_space import SearchSpace, read_space
 from pcam_jax.runtime.command import python_command, run_command
 from pcam_jax.runtime.errors import Interrupted, UserError, require
+from pcam_jax.runtime.files import folder_lock
 from pcam_jax.runtime.signals import StopSignals
 from pcam_jax.training.control import HistoryRow
 
 OBJECTIVE = "validation_auroc"
+_UNFINISHED = "unfinished"
 _HOPELESS = 3  # failures in a row, without any success, that end a search
 
 
@@ -104,6 +106,11 @@ class _Search:
                 load_if_exists=True,
             )
         except Exception as error:  # SQLAlchemy's, or a missing driver of the database
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise UserError(
+                    f"The study's database needs the package {error.__cause__.name}, which is not installed: "
+                    "install it (PostgreSQL's is psycopg[binary]), or leave --storage out."
+                ) from None
             raise UserError(
                 f"The study's database cannot be opened ({_first_line(error)}): check --storage."
             ) from None
@@ -118,10 +125,11 @@ class _Search:
         """Trials that ended on their own, well or badly."""
         running = (self.optuna.trial.TrialState.RUNNING, self.optuna.trial.TrialState.WAITING)
         trials = self.study.get_trials(deepcopy=False)
-        return [t for t in trials if t.state not in running and "interrupted" not in t.user_attrs]
+        return [t for t in trials if t.state not in running and not t.user_attrs.get(_UNFINISHED)]
 
     def run(self, stop: StopSignals) -> None:
         """Add trials until there are as many as asked for."""
+        self._take_up_killed()
         failures = 0
         while len(self.finished()) < self.command.trials:
             stop.check()
@@ -131,11 +139,22 @@ class _Search:
                     f"The first {failures} trials failed, the last one: {self.finished()[-1].user_attrs.get('error')}"
                 )
 
+    def _take_up_killed(self) -> None:
+        """Let the trials begin again that were killed in this folder; others may be running elsewhere."""
+        states = self.optuna.trial.TrialState
+        for trial in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            name = _name(trial)
+            if _is_abandoned(self.folder / name):
+                self.study.tell(trial.number, state=states.FAIL)
+                self.study.enqueue_trial(trial.params)
+                self._remove(name)
+
     def _one_trial(self) -> bool:
         from pcam_jax.train import run_training
 
         trial = self.study.ask()
-        name = f"trial-{trial.number:04d}"
+        trial.set_user_attr(_UNFINISHED, True)  # stays where the process is killed
+        name = _name(trial)
         values = self.space.suggest(trial)
         states = self.optuna.trial.TrialState
         lines: list[str] = []
@@ -152,32 +171,35 @@ class _Search:
             history = run.history()
             value = next(row[OBJECTIVE] for row in history if int(row["step"]) == best_step)
         except self.optuna.TrialPruned:
-            self.study.tell(trial, state=states.PRUNED)
+            self._end(trial, state=states.PRUNED)
             self._say(name, values, "ended early")
             self._remove(name)
             return True
         except (Interrupted, KeyboardInterrupt):
-            trial.set_user_attr("interrupted", True)
             self.study.tell(trial, state=states.FAIL)
             self.study.enqueue_trial(trial.params)  # the next command begins with it
             self._remove(name)
             raise
         except UserError as error:
             trial.set_user_attr("error", str(error))
-            self.study.tell(trial, state=states.FAIL)
+            self._end(trial, state=states.FAIL)
             self._say(name, values, f"failed: {error}")
             self._remove(name)
             return False
         before = self._best()
         trial.set_user_attr("config", config_to_dict(config))
-        self.study.tell(trial, value)
+        self._end(trial, values=value)
         better = before is None or value > before.value
         self._say(name, values, f"{OBJECTIVE} {value:.4f}{' (best so far)' if better else ''}")
         if not better:
             self._remove(name)
         elif before is not None:
-            self._remove(f"trial-{before.number:04d}")
+            self._remove(_name(before))
         return True
+
+    def _end(self, trial: Any, **outcome: Any) -> None:
+        trial.set_user_attr(_UNFINISHED, False)
+        self.study.tell(trial, **outcome)
 
     def _best(self) -> Any:
         complete = (self.optuna.trial.TrialState.COMPLETE,)
@@ -198,6 +220,21 @@ class _Search:
         best = self._best()
         write_study_report(self.folder, self.study, self.finished(), best, OBJECTIVE)
         return best
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{trial.number:04d}"
+
+
+def _is_abandoned(run: Path) -> bool:
+    """Whether a run folder is there in which nobody trains."""
+    if not run.is_dir():
+        return False
+    try:
+        with folder_lock(run, "a search"):
+            return True
+    except UserError:
+        return False
 
 
 def _first_line(error: Exception) -> str:

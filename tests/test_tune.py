@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ from pcam_jax.__main__ import dispatch
 from pcam_jax.config import Config, load_config
 from pcam_jax.run.search_space import read_space
 from pcam_jax.runtime.errors import Interrupted, UserError
+from pcam_jax.runtime.files import folder_lock
 
+ROOT = Path(__file__).parents[1]
 optuna = pytest.importorskip("optuna")
 SPACE = """
 [optimizer.peak_lr]
@@ -112,6 +117,39 @@ def test_a_stopped_search_begins_with_the_interrupted_trial(tune, tmp_path, monk
     assert calls[2] == calls[1]
 
 
+def test_a_killed_search_begins_with_the_killed_trial(tune, tiny_store, space, tmp_path):
+    settings = tiny.as_options(tiny.settings(tiny_store, train__epochs=100_000))
+    folder = tmp_path / "study"
+    command = [sys.executable, ROOT / "tests/tiny.py", "tune", *settings, "--space", space, "--trials", 2]
+    process = subprocess.Popen([*map(str, command), "--folder", str(folder)], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not (folder / "trial-0000/history.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with (
+        pytest.raises(UserError, match=r"trial-0000 is in use"),
+        folder_lock(folder / "trial-0000", "a test"),
+    ):
+        pass
+    tune(1, train__epochs=1)  # beside it; the trial that runs is left alone
+    assert [row["trial"] for row in trials(tmp_path)] == ["1"]
+    process.kill()
+    process.wait()
+    tune(2, train__epochs=1)
+    ended = {row["trial"]: row for row in trials(tmp_path)}
+    assert [row["state"] for row in ended.values()] == ["complete"] * 2
+    study = optuna.load_study(study_name="tune-default", storage=f"sqlite:///{folder}/study.db")
+    killed, again = (study.trials[number] for number in (0, 2))
+    assert killed.state.name == "FAIL"
+    assert again.params == killed.params
+    assert not (folder / "trial-0000").exists()
+
+
+def test_hyperband_searches_too(tune, tmp_path):
+    tune(3, "--pruner", "hyperband", train__epochs=3)
+    assert {row["state"] for row in trials(tmp_path)} <= {"complete", "pruned"}
+    assert len(trials(tmp_path)) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -136,6 +174,8 @@ def test_failed_trials_are_told_and_a_hopeless_search_ends(tune, space, tmp_path
         tune(9)
     with pytest.raises(UserError, match="database cannot be opened"):
         tune(9, "--storage", f"sqlite:///{tmp_path}/none/study.db")
+    with pytest.raises(UserError, match="needs the package pymssql"):
+        tune(9, "--storage", "mssql+pymssql://host/name")
 
 
 @pytest.mark.parametrize(
