@@ -35,7 +35,9 @@ def test_command_prints_a_table_and_writes_a_page(runs, tmp_path, verb):
         assert auroc in done.stdout
     assert "DeLong p" in done.stdout
     assert "McNemar p" in done.stdout
-    text = look_at(page)["text"]
+    measured = look_at(page)
+    text = measured["text"]
+    assert measured["images"] == 2 + 3  # AUROCs, training, ROC, precision-recall, reliability: each its own
     assert "first" in text
     assert "second" in text
     assert f"{runs[0].environment['params']:,}" in text

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pcam_jax.metrics.ranking import roc_curve
 from pcam_jax.metrics.report import LINE_WIDTH, Metric, format_figure, metric_label
 from pcam_jax.report import figures, html
-from pcam_jax.report.canvas import SERIES_COLORS, SERIES_STYLES, new_axes
+from pcam_jax.report.canvas import LEGEND_POINTS, SERIES_COLORS, SERIES_STYLES, new_axes
 from pcam_jax.report.html import Html
 from pcam_jax.run.comparison import ComparedRun, Comparison
 
@@ -48,35 +49,48 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
-    """ROC curves, AUROCs with their intervals, and validation AUROC over training time, in one figure."""
+    """ROC curves, AUROCs with their intervals, and validation AUROC over training time, in one figure.
+
+    With more than two classes there are no ROC curves.
+    """
+    drawn = [_draw_aurocs, _draw_training]
+    if _binary(comparison):
+        drawn.insert(0, _draw_roc)
+    figure, panels = new_axes(columns=len(drawn), width=4.8, height=4.2)
+    for draw, axes in zip(drawn, panels, strict=True):
+        draw(comparison, axes)
+    return figure
+
+
+def _draw_roc(comparison: Comparison, axes: Axes) -> None:
+    axes.plot([0, 1], [0, 1], color="#666666", linewidth=1, linestyle=":")
+    for place, run in enumerate(comparison.runs):
+        curve = roc_curve(run.evaluation.labels, run.evaluation.probs)
+        figures.plot_line(axes, curve.false_positive_rate, curve.true_positive_rate, place, run.name)
+    axes.set_xlabel("1 - specificity (false positive rate)")
+    axes.set_ylabel("sensitivity (true positive rate)")
+    axes.legend(frameon=False, fontsize=LEGEND_POINTS, loc="lower right")
+
+
+def _draw_aurocs(comparison: Comparison, axes: Axes) -> None:
     runs = comparison.runs
-    binary = _binary(comparison)
-    figure, panels = new_axes(columns=3 if binary else 2, width=4.8, height=4.2)
-    if binary:
-        axes = panels[0]
-        axes.plot([0, 1], [0, 1], color="#666666", linewidth=1, linestyle=":")
-        for place, run in enumerate(runs):
-            curve = roc_curve(run.evaluation.labels, run.evaluation.probs)
-            figures.plot_line(axes, curve.false_positive_rate, curve.true_positive_rate, place, run.name)
-        axes.set_xlabel("1 - specificity (false positive rate)")
-        axes.set_ylabel("sensitivity (true positive rate)")
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
-    forest, learning = panels[-2:]
     places = np.arange(len(runs))[::-1]
     for number, (place, run) in enumerate(zip(places, runs, strict=True)):
         metric = run.evaluation.report.metrics["auroc"]
         color = SERIES_COLORS[number % len(SERIES_COLORS)]
         if not math.isnan(metric.low):
-            forest.plot([metric.low, metric.high], [place, place], color=color, linewidth=4, alpha=0.45)
-        forest.plot([metric.value], [place], "o", color=color)
-    forest.set_yticks(places, [run.name for run in runs])
-    forest.set_ylim(-0.7, len(runs) - 0.3)
-    forest.set_xlabel(f"{metric_label('auroc', binary)} on {comparison.split}, 95 % interval")
-    for number, run in enumerate(runs):
+            axes.plot([metric.low, metric.high], [place, place], color=color, linewidth=4, alpha=0.45)
+        axes.plot([metric.value], [place], "o", color=color)
+    axes.set_yticks(places, [run.name for run in runs])
+    axes.set_ylim(-0.7, len(runs) - 0.3)
+    axes.set_xlabel(f"{metric_label('auroc', _binary(comparison))} on {comparison.split}, 95 % interval")
+
+
+def _draw_training(comparison: Comparison, axes: Axes) -> None:
+    for number, run in enumerate(comparison.runs):
         history = run.run.history()
-        minutes = np.cumsum([row["seconds"] for row in history]) / 60
-        learning.plot(
-            minutes,
+        axes.plot(
+            np.cumsum([row["seconds"] for row in history]) / 60,
             [row["validation_auroc"] for row in history],
             color=SERIES_COLORS[number % len(SERIES_COLORS)],
             linestyle=SERIES_STYLES[number % len(SERIES_STYLES)],
@@ -84,10 +98,9 @@ def draw_comparison(comparison: Comparison) -> Figure:
             markersize=3,
             label=run.name,
         )
-    learning.set_xlabel("minutes of training")
-    learning.set_ylabel("validation AUROC of each epoch")
-    learning.legend(frameon=False, fontsize=8, loc="lower right")
-    return figure
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("validation AUROC of each epoch")
+    axes.legend(frameon=False, fontsize=LEGEND_POINTS, loc="lower right")
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -98,15 +111,19 @@ def comparison_page(comparison: Comparison) -> str:
     areas = "; ".join(
         f"{run.name} {format_figure(run.evaluation.report.metrics['auroc'].value)}" for run in runs
     )
-    picture = html.drawing(
-        draw_comparison(comparison),
-        f"ROC curves, AUROCs with intervals, and AUROC over training time. AUROC: {areas}.",
-    )
+    drawn = []
+    for draw, shown in (
+        (_draw_aurocs, f"AUROC of each run with its interval: {areas}."),
+        (_draw_training, "Validation AUROC of each run after each epoch, over minutes of training."),
+    ):
+        figure, (axes,) = new_axes()  # each alone, so that a phone shows it large enough
+        draw(comparison, axes)
+        drawn.append(html.drawing(figure, shown))
     sections = [
         ("table", "Side by side", html.join(
-            html.table("What each run cost", header, _cost_rows(runs)),
-            html.table("How good each run is, with 95 % intervals", header, _metric_rows(runs)),
-            picture,
+            html.table("What each run cost", header, _cost_rows(runs), stacked=True),
+            html.table("How good each run is, with 95 % intervals", header, _metric_rows(runs), stacked=True),
+            html.figures(drawn),
         )),
         ("tests", "Do they differ?", _tests(comparison)),
         ("curves", "Curves", _curves(comparison)),
@@ -161,6 +178,7 @@ def _tests(comparison: Comparison) -> Html:
                     f"Differences between {comparison.reference.name} and {test.name}, by paired bootstrap",
                     ["figure", "difference", "95 % interval", "p"],
                     rows,
+                    stacked=True,
                 )
             )
     return html.join(*parts)

@@ -153,7 +153,8 @@ def _confusion(evaluation: Evaluation) -> Html:
         ]
         for row in report.per_class
     ]
-    table = html.table("Each class", ["class", "precision", "recall", "specificity", "F1", "examples"], rows)
+    header = ["class", "precision", "recall", "specificity", "F1", "examples"]
+    table = html.table("Each class", header, rows, stacked=True)
     return html.join(
         html.paragraph(evaluation.meaning, "say") if evaluation.meaning else "",
         html.figures(
@@ -262,7 +263,7 @@ def _groups(report: MetricsReport) -> Html:
             f"Accuracy of each of {len(accuracies)} groups, from {min(accuracies):.3f} to {max(accuracies):.3f}.",
             "Each group's accuracy with its 95 % interval.",
         ),
-        html.table(f"The {len(ordered)} groups of lowest accuracy", header, rows),
+        html.table(f"The {len(ordered)} groups of lowest accuracy", header, rows, stacked=True),
     )
 
 

@@ -20,7 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from pcam_jax.metrics import ranking
 from pcam_jax.metrics.calibration import DEFAULT_BINS, ece, reliability_curve
 from pcam_jax.metrics.inputs import check_predictions
-from pcam_jax.report.canvas import GREY, SERIES_COLORS, SERIES_STYLES, new_axes, plain_axes, write_figure
+from pcam_jax.report.canvas import (
+    GREY,
+    LEGEND_POINTS,
+    SERIES_COLORS,
+    SERIES_STYLES,
+    new_axes,
+    plain_axes,
+    write_figure,
+)
 from pcam_jax.runtime.errors import UserError
 
 # ---------------------------------------------------------------------------------------------- training
@@ -82,7 +90,7 @@ def draw_training_curves(
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if drawn > 1 or best_epoch is not None:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=LEGEND_POINTS)
     if title:
         figure.suptitle(title)
     return figure
@@ -164,7 +172,7 @@ def draw_roc(sets: Sequence[ScoredSet], threshold: float | None = None, title: s
             called = int(np.count_nonzero(curve.thresholds >= threshold)) - 1
             _operating_point(axes, x[called], y[called], place, threshold)
     _unit_square(axes, "1 - specificity (false positive rate)", "sensitivity (true positive rate)", title)
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.legend(loc="lower right", frameon=False, fontsize=LEGEND_POINTS)
     return figure
 
 
@@ -187,7 +195,7 @@ def draw_precision_recall(
                 _operating_point(axes, curve.recall[called], curve.precision[called], place, threshold)
     axes.plot([], [], color=GREY, linewidth=0.8, linestyle=":", label="prevalence (no skill)")
     _unit_square(axes, "recall (sensitivity)", "precision", title)
-    axes.legend(loc="lower left", frameon=False, fontsize=8)
+    axes.legend(loc="lower left", frameon=False, fontsize=LEGEND_POINTS)
     return figure
 
 
@@ -225,7 +233,7 @@ def draw_threshold_curve(
     if threshold is not None:
         axes.axvline(threshold, color="black", linewidth=1, label=f"chosen: {threshold:.3g}")
     _unit_square(axes, "threshold (probability from which on an example is called positive)", "share", title)
-    axes.legend(framealpha=0.9, edgecolor="none", fontsize=8, loc="lower center", ncols=2)
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=LEGEND_POINTS, loc="lower center", ncols=2)
     return figure
 
 
@@ -246,7 +254,7 @@ def draw_reliability(
     Raises:
         UserError: as `check_predictions`.
     """
-    figure = Figure(figsize=(5, 5.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained", facecolor="white")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     for axes in (upper, lower):
         plain_axes(axes)
@@ -273,7 +281,7 @@ def draw_reliability(
             linewidth=1.2,
         )
     _unit_square(upper, "", "observed share" if binary else "share predicted right", title)
-    upper.legend(loc="lower right", frameon=False, fontsize=8)
+    upper.legend(loc="upper left", frameon=False, fontsize=LEGEND_POINTS)
     lower.set_xlabel("predicted probability" if binary else "probability of the predicted class")
     lower.set_ylabel("examples")
     lower.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

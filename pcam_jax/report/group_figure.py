@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pcam_jax.metrics.calibration import wilson_interval
 from pcam_jax.metrics.groups import GroupRow
-from pcam_jax.report.canvas import BLUE, VERMILLION, new_axes
+from pcam_jax.report.canvas import BLUE, LEGEND_POINTS, VERMILLION, new_axes
 
 MOST_NAMED = 40
 
@@ -39,7 +39,7 @@ def draw_groups(rows: Sequence[GroupRow], overall: float, title: str = "") -> Fi
         axes.set_xticks(places, [row.group for row in ordered], rotation=90, fontsize=7)
     else:
         axes.set_xlabel(f"{len(ordered):,} groups by accuracy")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=LEGEND_POINTS, loc="lower right")
     if title:
         axes.set_title(title)
     return figure

@@ -198,8 +198,13 @@ def tiles(items: Sequence[str], panels: int) -> Html:
 
 
 def code(content: str, wrapped: bool = False) -> Html:
-    """Text as it is typed."""
-    return Html(f'<pre{_class("wrapped" if wrapped else "")} tabindex="0">{escape(content)}</pre>')
+    """Text as it is typed; ``wrapped`` breaks long lines between words, never inside an option as browsers would."""
+    inner = escape(content)
+    if wrapped:
+        inner = "\n".join(
+            " ".join(f"<span>{word}</span>" for word in line.split(" ")) for line in inner.split("\n")
+        )
+    return Html(f'<pre{_class("wrapped" if wrapped else "")} tabindex="0">{inner}</pre>')
 
 
 def details(summary: str, content: str) -> Html:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from pcam_jax.report.canvas import BLUE, GREEN, GREY, VERMILLION, new_axes
+from pcam_jax.report.canvas import BLUE, GREEN, GREY, LEGEND_POINTS, VERMILLION, new_axes
 
 
 def draw_lr_range(
@@ -37,5 +37,5 @@ def draw_lr_range(
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=LEGEND_POINTS)
     return figure

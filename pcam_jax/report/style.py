@@ -66,6 +66,7 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: .4rem; padding: .8rem;
   overflow-x: auto; font: .85rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre.wrapped { white-space: pre-wrap; overflow-wrap: anywhere; }
+pre.wrapped span { display: inline-block; max-width: 100%; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .92em; }
 summary { cursor: pointer; color: var(--accent); }
 footer { margin-top: 3rem; padding-bottom: 2rem; color: var(--soft); font-size: .92rem; }

@@ -20,7 +20,7 @@ def test_no_name_becomes_markup():
         html.facts({NASTY: NASTY}),
         html.table(NASTY, [NASTY, NASTY], [[NASTY, NASTY]], more=NASTY),
         html.drawing(figure, NASTY, NASTY),
-        html.details(NASTY, html.code(NASTY)),
+        html.details(NASTY, html.code(NASTY) + html.code(NASTY, wrapped=True)),
     )
     page = html.page(NASTY, NASTY, NASTY, [("one", NASTY, pieces)])
     page_checks.check_source(page)
@@ -48,6 +48,13 @@ def test_interval_bar_stays_inside():
     assert max(places) <= 136
     assert html.interval_bar(np.nan, np.nan, np.nan, None) == ""
     assert 'stroke-width="9"' not in html.interval_bar(0.9, np.nan, np.nan, None)
+
+
+def test_a_command_breaks_between_words():
+    """Browsers break after a hyphen: `--train.seed` would begin a line as `-train.seed`."""
+    assert "<span>--train.seed</span> <span>0</span>\n<span>b</span>" in html.code(
+        "a --train.seed 0\nb", wrapped=True
+    )
 
 
 def test_tables_name_their_cells_for_narrow_screens():
