@@ -13,6 +13,7 @@ import tyro
 
 from pcam_jax.config import Config, load_config
 from pcam_jax.data.audit import StoreAudit, audit_store
+from pcam_jax.data.leaks import write_leaks
 from pcam_jax.data.named import SAMPLE, open_named_store
 from pcam_jax.data.slides import slides_by_hash, slides_of, write_store_with_slides
 from pcam_jax.data.split import assign_splits
@@ -34,7 +35,8 @@ class AuditCommand:
     config: Path | None = None
     """A training config: its split is audited, and its augmentation shown on a contact sheet."""
     against: tuple[str, ...] = ()
-    """Stores, or CSVs of pixel hashes (such as Kaggle's sample_submission.csv), to look for inside this store."""
+    """Sets whose held-out images must not be in this store: stores, raw data (Kaggle's zip, PatchCamelyon's h5
+    files), or CSVs of pixel hashes (sample_submission.csv). What is found is listed in <page>.leaks.csv."""
     meta: str = ""
     """Where slides are named: a PatchCamelyon *_meta.csv beside its h5 file, their folder, or a store of them."""
     with_slides: Path | None = None
@@ -73,6 +75,11 @@ def main(argv: list[str]) -> None:
         with atomic_write(picture, "wb") as file:
             file.write(sheet)
         print(f"\nWrote {picture}.")
+    if any(leak.images for leak in audit.leaks):
+        table = output.with_suffix(".leaks.csv")
+        with atomic_write(table) as file:
+            write_leaks(file, audit.leaks)
+        print(f"\nWrote {table}.")
     print(f"\nWrote {output}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +61,12 @@ def test_command_without_jax(sample, tmp_path):
     assert "PROBLEM" in done.stdout
     assert "Blank: 1 image" in done.stdout
     assert f"Wrote {page}." in done.stdout
+    with open(tmp_path / "audit.leaks.csv", newline="") as file:
+        (leak,) = csv.DictReader(file)
+    assert (leak["id"], leak["equal"], leak["set"]) == (sample.ids[0], "to the byte", str(ids))
     measured = look_at(page)
     text = measured["text"]
+    assert "Their names here" in text
     for sentence in (
         "1 image of",
         "Images that repeat another one to the byte: 1.",
@@ -82,7 +87,7 @@ def test_a_clean_store_beside_itself(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "PROBLEM" not in said
     assert "No group (slide or patient) has images in several splits." in said
-    assert (tmp_path / "clean.audit.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "clean.audit.html"]
 
 
 def test_a_config_shows_its_augmentation(sample, tmp_path, capsys):

@@ -6,27 +6,21 @@ Everything here is found in the pixels and the index; nothing is guessed. How it
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pcam_jax.data.duplicates import exact_duplicates, symmetric_duplicates, symmetric_matches
+from pcam_jax.data.duplicates import exact_duplicates, symmetric_duplicates
+from pcam_jax.data.leaks import LEARNT_FROM, Leak, find_leak
 from pcam_jax.data.pixel_statistics import PixelStatistics, Stop, measure_pixels
 from pcam_jax.data.split import SPLITS
-from pcam_jax.data.store import Store, open_store
-from pcam_jax.runtime.errors import UserError
+from pcam_jax.data.store import Store
 
 IntArray = npt.NDArray[np.int64]
-LEARNT_FROM = ("train", "validation")
-"""Splits that decide a model: one is trained on, the other chooses epoch, temperature and threshold."""
-_SHA1 = re.compile(r"[0-9a-fA-F]{40}")
 
 
 @dataclass(frozen=True)
@@ -55,31 +49,6 @@ class DuplicateFigures:
     surplus: int
     across: IntArray
     conflicting: int
-
-
-@dataclass(frozen=True)
-class Leak:
-    """Images of another set that are in this store.
-
-    Attributes:
-        name: of the other set.
-        count: how many images it holds.
-        by_split: how many images of this store's splits are in it, to the byte.
-        turned: how many more that decide a model are, after turning or mirroring; None where the other's pixels are
-            not at hand.
-        examples: ids of the first few in a split that decides a model.
-    """
-
-    name: str
-    count: int
-    by_split: dict[str, int]
-    turned: int | None
-    examples: tuple[str, ...]
-
-    @property
-    def harmful(self) -> int:
-        """How many are trained on or choose."""
-        return sum(self.by_split.get(split, 0) for split in LEARNT_FROM)
 
 
 @dataclass(frozen=True)
@@ -132,11 +101,11 @@ def audit_store(
         store: to audit.
         splits: `[N]` split of each image, as training would use it.
         split_rule: where they come from, in words.
-        against: stores, or CSVs with a column ``id`` of pixel hashes, to look for inside this store.
+        against: other sets to look for inside this store; see `find_leak`.
         stop: asked between batches.
 
     Raises:
-        UserError: a set to look for is neither store nor table, or has images of another shape.
+        UserError: as `find_leak`.
     """
     pixels = measure_pixels(store, len(store), stop)
     hashes = store.hashes()
@@ -147,69 +116,6 @@ def audit_store(
     shared = _shared_groups(store.groups, splits)
     findings = _findings(store, splits, pixels, exact, turned, shared, leaks)
     return StoreAudit(store, split_rule, splits, rows, pixels, exact, turned, shared, leaks, findings)
-
-
-def find_leak(
-    store: Store,
-    splits: npt.NDArray[np.str_],
-    pixels: PixelStatistics,
-    place: str | os.PathLike[str],
-    stop: Stop | None = None,
-) -> Leak:
-    """Look for the images of another store, or the pixel hashes of a CSV, inside a store."""
-    path = Path(place)
-    if path.is_dir():
-        other = open_store(path)
-        if other.image_shape != store.image_shape:
-            raise UserError(
-                f"{path} has images of {other.image_shape}, {store.path} of {store.image_shape}: they cannot be the "
-                "same."
-            )
-        other_hashes, count = other.hashes(), len(other)
-        their_pixels = measure_pixels(other, count, stop)
-        pairs = symmetric_matches(store, pixels.keys, other, their_pixels.keys)
-        met = np.zeros(len(store), bool)
-        met[[position for position, _ in pairs]] = True
-        met &= np.isin(splits, LEARNT_FROM)
-    else:
-        other_hashes = read_hashes(path)
-        count, met = len(other_hashes), None
-    known = {row.tobytes() for row in other_hashes}
-    found = np.array([row.tobytes() in known for row in store.hashes()], bool)
-    deciding = np.flatnonzero(found & np.isin(splits, LEARNT_FROM))
-    return Leak(
-        name=str(place),
-        count=count,
-        by_split={split: int((found & (splits == split)).sum()) for split in (*SPLITS, "")},
-        turned=None if met is None else int((met & ~found).sum()),
-        examples=tuple(map(str, store.ids[deciding[:3]])),
-    )
-
-
-def read_hashes(path: Path) -> npt.NDArray[np.uint8]:
-    """The pixel hashes in a CSV's column ``id``, `[n, 20] uint8`.
-
-    Raises:
-        UserError: no such file or column, or ids that are no SHA-1.
-    """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            if "id" not in (table.fieldnames or []):
-                raise UserError(
-                    f"{path} has no column 'id': it should list pixel hashes, as Kaggle's tables do."
-                )
-            ids = [row["id"] or "" for row in table]
-    except FileNotFoundError:
-        raise UserError(f"There is no {path}: give a store, or a CSV of pixel hashes.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV table ({error}).") from None
-    strange = next((name for name in ids if not _SHA1.fullmatch(name)), None)
-    if strange is not None:
-        raise UserError(
-            f"{path} has the id {strange!r}, which is no SHA-1 of pixels: prepare its images as a store instead."
-        )
-    return np.frombuffer(bytes.fromhex("".join(ids)), np.uint8).reshape(-1, 20)
 
 
 def sample_by_class(
@@ -317,7 +223,7 @@ def _leak_findings(leak: Leak) -> list[Finding]:
             Finding(
                 "problem",
                 f"{_number(leak.harmful, 'image')} of {leak.name} decide the model here ({parts}), "
-                f"{leak.examples[0]} for one: figures on that set would be wrong.",
+                f"{leak.example} for one: figures on that set would be wrong.",
             )
         )
     elif total:
@@ -326,6 +232,10 @@ def _leak_findings(leak: Leak) -> list[Finding]:
         )
     else:
         found.append(Finding("fine", f"None of the {_number(leak.count, 'image')} of {leak.name} is here."))
+    if leak.shared_training:
+        found.append(
+            Finding("note", f"{_number(leak.shared_training, 'training image')} of {leak.name} here as well.")
+        )
     if leak.turned:
         found.append(
             Finding("problem", f"{leak.turned:,} more of {leak.name} decide it, turned or mirrored.")

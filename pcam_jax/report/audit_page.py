@@ -14,12 +14,13 @@ from pcam_jax.data.pixel_statistics import BLANK_SPREAD, SATURATED_SHARE
 from pcam_jax.data.split import SPLITS
 from pcam_jax.data.store import Store
 from pcam_jax.report import html
-from pcam_jax.report.canvas import SERIES_COLORS, SERIES_STYLES, new_axes
+from pcam_jax.report.canvas import LEGEND_POINTS, SERIES_COLORS, SERIES_STYLES, new_axes
 from pcam_jax.report.html import Html
 from pcam_jax.report.overlay import as_jpeg, draw_strip
 
 SAMPLES_EACH = 16
 WORST_SHOWN = 16
+LEAKS_LISTED = 50
 TILE_SIDE = 128
 _MEASURES = (
     ("brightness", "mean grey value (of 255)"),
@@ -132,7 +133,9 @@ def _class_bars(audit: StoreAudit) -> Figure:
             left += counts
     axes.set_yticks(places, [row.split for row in audit.split_rows])
     axes.set_xlabel("images")
-    axes.legend(frameon=False, fontsize=8, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(
+        frameon=False, fontsize=LEGEND_POINTS, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1)
+    )
     return figure
 
 
@@ -213,7 +216,7 @@ def _histogram(values: np.ndarray, masks: dict[str, np.ndarray], label: str) -> 
         )
     axes.set_xlabel(label)
     axes.set_ylabel("share of images")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=LEGEND_POINTS)
     return figure
 
 
@@ -281,9 +284,27 @@ def _leaks(audit: StoreAudit) -> Html:
         ]
         for leak in audit.leaks
     ]
-    return html.table(
-        "Images of other sets in this store, by their pixels",
-        ["set", "its images", *(f"in our {split}" for split in SPLITS), "turned or mirrored"],
+    listed = [
+        [image.id, image.split or "unused", image.equal, leak.name]
+        for leak in audit.leaks
+        for image in leak.images
+    ]
+    counts = html.table(
+        "Images that other sets hold out, in this store, by their pixels",
+        ["set", "held out", *(f"in our {split}" for split in SPLITS), "turned or mirrored"],
         rows,
         stacked=True,
     )
+    if not listed:
+        return counts
+    names = html.table(
+        "Their names here",
+        ["id", "our split", "equal", "set"],
+        listed[:LEAKS_LISTED],
+        left=(0, 1, 2, 3),
+        more=""
+        if len(listed) <= LEAKS_LISTED
+        else f"The first {LEAKS_LISTED} of {len(listed):,}; the table beside this page has all.",
+        stacked=True,
+    )
+    return html.join(counts, names)

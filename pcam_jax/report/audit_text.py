@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcam_jax.data.audit import Leak, StoreAudit
+from pcam_jax.data.audit import StoreAudit
+from pcam_jax.data.leaks import Leak
 from pcam_jax.data.pixel_statistics import BLANK_SPREAD, SATURATED_SHARE
 
 _SIGNS = {"problem": "PROBLEM", "note": "note", "fine": "ok"}
@@ -86,7 +87,7 @@ def _duplicates(audit: StoreAudit) -> str:
 def _leak(leak: Leak) -> str:
     found = ", ".join(f"{count:,} in {split or 'unused'}" for split, count in leak.by_split.items() if count)
     turned = "" if leak.turned is None else f"; turned or mirrored: {leak.turned:,}"
-    return f"of the {leak.count:,} images of {leak.name}, here: {found or 'none'}{turned}"
+    return f"of the {leak.count:,} held-out images of {leak.name}, here: {found or 'none'}{turned}"
 
 
 def _columns(table: list[list[str]]) -> str:

@@ -27,6 +27,8 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
 )
 GREY = "#666666"
 SERIES_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#000000")
+LEGEND_POINTS = 9
+"""Size of a legend's letters: a figure of `new_axes`'s width is about as many pixels wide on a phone as points."""
 SERIES_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pcam_jax.data.audit import audit_store, read_hashes, sample_by_class
+from pcam_jax.data.audit import audit_store, sample_by_class
 from pcam_jax.data.integrity import verify_store
+from pcam_jax.data.leaks import read_hashes
 from pcam_jax.data.manifest import sha1_of
 from pcam_jax.data.sample_sources import write_pcam_h5
 from pcam_jax.data.slides import slides_by_hash, slides_of, write_store_with_slides
@@ -83,7 +84,44 @@ def test_leaks_from_a_store(tmp_path):
     assert leak.by_split == {"train": 1, "validation": 1, "test": 0, "": 0}
     assert leak.turned == 1
     assert leak.harmful == 2
-    assert leak.examples == (store.ids[1], store.ids[8])
+    assert leak.images == (
+        (store.ids[1], "train", "to the byte"),
+        (store.ids[3], "train", "turned or mirrored"),
+        (store.ids[8], "validation", "to the byte"),
+    )
+
+
+def test_what_the_other_set_trains_on_is_no_leak(tmp_path):
+    """Kaggle's training patches are PCam's own: only those of its validation and test splits are leaks."""
+    ours = pictures_of(6)
+    store = make_store(tmp_path / "ours", ours)
+    theirs = np.concatenate([ours[[0, 1, 2]], ours[[3]][:, ::-1], pictures_of(2, seed=1)])
+    make_store(tmp_path / "theirs", theirs, split=["train", "validation", "test", "train", "test", "train"])
+    audit = audit_store(store, splits_of(("train", 6)), "given", [tmp_path / "theirs"])
+    leak = audit.leaks[0]
+    assert (leak.count, leak.harmful, leak.turned, leak.shared_training) == (3, 2, 0, 1)
+    assert [image.id for image in leak.images] == [store.ids[1], store.ids[2]]
+    assert "1 training image of" in sentences(audit, "note")
+    assert "2 images of" in sentences(audit, "problem")
+
+
+def test_patches_of_pcams_own_files_are_found_without_preparing_them(tmp_path):
+    source = tmp_path / "pcam"
+    write_pcam_h5(source)
+    import h5py
+
+    parts = {}
+    for split in ("train", "valid", "test"):
+        with h5py.File(source / f"camelyonpatch_level_2_split_{split}_x.h5") as file:
+            parts[split] = file["x"][:2]
+    store = make_store(tmp_path / "kaggle", np.concatenate([*parts.values()]))
+    leak = audit_store(store, splits_of(("train", 5), ("test", 1)), "given", [source]).leaks[0]
+    assert leak.by_split == {"train": 3, "validation": 0, "test": 1, "": 0}
+    assert leak.shared_training == 2
+    assert [image.id for image in leak.images] == store.ids[2:].tolist()
+    make_store(tmp_path / "small", pictures_of(4))
+    with pytest.raises(UserError, match="cannot be the same"):
+        audit_store(open_store(tmp_path / "small"), splits_of(("train", 4)), "given", [source])
 
 
 def test_images_of_another_set_in_the_test_split_decide_nothing(tmp_path):
