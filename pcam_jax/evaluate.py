@@ -19,6 +19,8 @@ from pcam_jax.runtime.command import run_command
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.runtime.signals import StopSignals
 
+_CHECKED_EXAMPLES = 128  # half of explain's: seconds, and enough to see heat maps fail
+
 
 @dataclasses.dataclass(frozen=True)
 class StoreOption:
@@ -105,7 +107,10 @@ def _report(run: Run, evaluation: Evaluation, stop: StopSignals) -> Path:
     from pcam_jax.report.run_report import write_report
 
     if read_explanation(run, evaluation) is None:
-        write_explanation(run, explain_run(run, evaluation, methods=("grad_cam",), stop=stop))
+        explanation = explain_run(
+            run, evaluation, methods=("grad_cam",), sample_size=_CHECKED_EXAMPLES, check=True, stop=stop
+        )
+        write_explanation(run, explanation)
     return write_report(run)
 
 

@@ -35,8 +35,10 @@ class ExplainCommand:
     sample: int = 256
     """Examples of class 1 over which shares of heat are averaged and checked; 0 leaves them out."""
     check: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Also check the maps: removing the hottest tenth of the pixels must lower the score more than removing a random
-    tenth; and where tumour masks exist, the hottest pixel should lie on tumour."""
+    """Also check the maps: removing the hottest tenth of the pixels must lower the score more than removing as
+    much elsewhere; and where tumour masks exist, the hottest pixel should lie on tumour."""
+    removal: Literal["blur", "white"] = "blur"
+    """What --check puts in the place of removed pixels: the image blurred beyond recognition, or empty glass."""
 
 
 def main(argv: list[str]) -> None:
@@ -68,6 +70,7 @@ def main(argv: list[str]) -> None:
             count=command.count,
             sample_size=command.sample,
             check=command.check,
+            removal=command.removal,
             stop=stop,
         )
     folder = write_explanation(run, explanation)

@@ -11,10 +11,11 @@ from pcam_jax.runtime.errors import UserError
 
 def test_one_command_evaluates_explains_and_reports(tiny_run, tmp_path, verb):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    done = verb("explain", run, "--count", 2, "--sample", 4, "--check")
+    done = verb("explain", run, "--count", 2, "--sample", 4, "--check", "--removal", "white")
     assert done.returncode == 0, done.stderr
     assert "Missed: class1, called class0" in done.stdout
-    assert "beyond a random tenth" in done.stdout
+    assert "beyond a random place" in done.stdout
+    assert "made white" in done.stdout
     folder = run / "explain/validation"
     with open(folder / "examples.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -13,7 +13,14 @@ from pcam_jax.data.sample import sample_masks
 from pcam_jax.data.store import Store
 from pcam_jax.inference.predictor import Predictor
 from pcam_jax.inference.saliency import METHODS, Method, Saliency, central_side, share_inside
-from pcam_jax.inference.saliency_check import Deletion, Pointing, check_centre, check_deletion, check_pointing
+from pcam_jax.inference.saliency_check import (
+    Deletion,
+    Pointing,
+    Removal,
+    check_centre,
+    check_deletion,
+    check_pointing,
+)
 from pcam_jax.metrics.calibration import nll_terms
 from pcam_jax.metrics.inputs import check_predictions
 from pcam_jax.metrics.report import Metric
@@ -106,6 +113,7 @@ def explain_run(
     count: int = 8,
     sample_size: int = SAMPLE_SIZE,
     check: bool = False,
+    removal: Removal = "blur",
     stop: Stop | None = None,
 ) -> Explanation:
     """Heat maps of the examples worth looking at, and figures over a sample of class 1.
@@ -117,6 +125,7 @@ def explain_run(
         count: most examples of a category.
         sample_size: examples of class 1 (with more classes: of any) for the figures; 0 leaves them out.
         check: also delete the hottest pixels and play the pointing game on the sample.
+        removal: what stands in the place of deleted pixels.
         stop: polled between batches.
 
     Raises:
@@ -138,7 +147,7 @@ def explain_run(
     central: dict[Method, Metric] = {}
     deletion: dict[Method, Deletion] = {}
     pointing: dict[Method, Pointing] = {}
-    if len(sample) > 1:
+    if len(sample) > 1 and (side or check):
         positions = positions_of(store, evaluation.ids[sample])
         images = store.gather(positions)
         targets = evaluation.labels[sample].astype(np.int64)
@@ -150,7 +159,7 @@ def explain_run(
                 central[method] = check_centre(heat, side, groups)
             if check:
                 deletion[method] = check_deletion(
-                    saliency, method, images, targets, groups=groups, heat=heat, stop=stop
+                    saliency, method, images, targets, groups=groups, heat=heat, removal=removal, stop=stop
                 )
             if masks is not None:
                 pointing[method] = check_pointing(heat, masks, groups)
@@ -181,7 +190,7 @@ def choose_categories(evaluation: Evaluation, class_names: Sequence[str], count:
     """
     labels, probs = evaluation.labels, evaluation.probs
     losses = example_losses(evaluation)
-    called = predicted_classes(probs, evaluation.report.threshold or 0.5)
+    called = predicted_classes(probs, evaluation.report.decision_threshold)
     wrong = called != labels
 
     def foremost(mask: np.ndarray, merit: np.ndarray) -> np.ndarray:
@@ -190,7 +199,7 @@ def choose_categories(evaluation: Evaluation, class_names: Sequence[str], count:
 
     if probs.ndim == 1:
         negative, positive = class_names
-        distance = np.abs(probs - float(evaluation.report.threshold or 0.5))
+        distance = np.abs(probs - evaluation.report.decision_threshold)
         return [
             Category(
                 "missed", f"Missed: {positive}, called {negative}", foremost(wrong & (labels == 1), losses)
@@ -259,7 +268,7 @@ def explain_categories(
     if not len(chosen):
         return []
     images = store.gather(positions_of(store, evaluation.ids[chosen]))
-    called = predicted_classes(evaluation.probs, evaluation.report.threshold or 0.5)
+    called = predicted_classes(evaluation.probs, evaluation.report.decision_threshold)
     binary = evaluation.probs.ndim == 1
     targets = np.ones(len(chosen), np.int64) if binary else called[chosen]
     heat = {method: saliency.heat(method, images, targets, stop) for method in methods}

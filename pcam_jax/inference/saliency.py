@@ -2,11 +2,12 @@
 
 Two methods, each jitted in batches of one shape:
 
-- Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): an inner map times the gradient of the class's score with
-  respect to it, summed over channels, negative parts dropped. Coarse, cheap, one pass forward and back. Two
-  things are done otherwise than in the paper, as docs/understanding.md measures: the map is the last one of at
-  least ten cells a side, since the last of all has 3x3 cells where a ResNet sees 96 pixels; and the gradient
-  counts cell by cell instead of by its mean (HiResCAM, Draelos & Carin 2020, arXiv:2011.08891).
+- HiResCAM (Draelos & Carin 2020, arXiv:2011.08891): an inner map times the gradient of the class's score with
+  respect to it, summed over channels, negative parts dropped. Coarse, cheap, one pass forward and back. Grad-CAM
+  (Selvaraju et al. 2017, arXiv:1610.02391) is the same with the gradient's mean over the map in its place, which
+  is right only where the net itself averages the map: the nets that flatten it weigh each cell on its own. On
+  the last map of a net with global average pooling and a linear head both are equal. The map is the last one of
+  at least ten cells a side, since the last of all has 3x3 cells where a ResNet sees 96 pixels.
 - Integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365): the gradient, averaged on the straight way
   from a white image (empty glass) to the image, times the difference. Fine, one pass for each step of the way,
   and its sum is the difference of the two scores.
@@ -33,7 +34,7 @@ from pcam_jax.runtime.signals import Stop
 
 Method = Literal["grad_cam", "integrated_gradients"]
 METHODS: tuple[Method, ...] = get_args(Method)
-METHOD_LABELS = {"grad_cam": "Grad-CAM", "integrated_gradients": "Integrated gradients"}
+METHOD_LABELS = {"grad_cam": "Grad-CAM (HiResCAM)", "integrated_gradients": "Integrated gradients"}
 
 BATCH_SIZE = 16
 PATH_STEPS = 32
@@ -42,7 +43,7 @@ SMOOTHING = 1.5
 GLASS = 1.0
 """Where the way of integrated gradients begins: white, which is no tissue."""
 FEWEST_CELLS = 10
-"""Cells along the shorter side of the map that Grad-CAM looks at, where the net has such a map."""
+"""Cells along the shorter side of the map that HiResCAM looks at, where the net has such a map."""
 _WIDER = 960  # by how many pixels an image is widened, in thought, to see how many cells more a map gets
 
 
@@ -86,10 +87,13 @@ class Saliency:
         raise UserError(f"Unknown method {method!r}: choose {' or '.join(METHODS)}.")
 
     def grad_cam(self, images: np.ndarray, targets: np.ndarray, stop: Stop | None = None) -> np.ndarray:
-        """Grad-CAM, drawn out to the size of the images, `[N, H, W] float32`; arguments as `heat`."""
+        """HiResCAM, drawn out to the size of the images, `[N, H, W] float32`; arguments as `heat`.
+
+        What speaks against the class is dropped after that, so that it cools the cells beside it.
+        """
         maps = self._in_batches("grad_cam", self._grad_cam, images, targets, stop)
         rows, columns = self._upsample
-        return np.asarray(np.einsum("Hh,nhw,Ww->nHW", rows, maps, columns), np.float32)
+        return np.maximum(np.einsum("Hh,nhw,Ww->nHW", rows, maps, columns), 0).astype(np.float32)
 
     def integrated_gradients(
         self, images: np.ndarray, targets: np.ndarray, stop: Stop | None = None
@@ -137,7 +141,7 @@ class Saliency:
             return jnp.sum(class_score(logits, classes)), activation
 
         gradient, activation = jax.grad(score, has_aux=True)(jnp.zeros((len(batch), *cells)))
-        return jax.nn.relu(jnp.sum(gradient * activation.astype(jnp.float32), axis=-1))
+        return jnp.sum(gradient * activation.astype(jnp.float32), axis=-1)
 
     def _score(self, weights: Any, batch: jax.Array, classes: jax.Array) -> jax.Array:
         net, scheme = self._predictor.net, self._predictor.normalization
@@ -217,7 +221,7 @@ def central_side(image_shape: tuple[int, int, int]) -> int | None:
 
 
 def map_row(net: Net) -> int:
-    """Number of the summary's row whose map Grad-CAM looks at: the last of at least `FEWEST_CELLS` cells a side.
+    """Number of the summary's row whose map HiResCAM looks at: the last of at least `FEWEST_CELLS` cells a side.
 
     Where no map is that large, the largest; the last among equals.
     """

@@ -98,6 +98,11 @@ class MetricsReport:
     groups: tuple[GroupRow, ...]
     notes: tuple[str, ...]
 
+    @property
+    def decision_threshold(self) -> float:
+        """``threshold`` (0 is one: it flags everybody), or .5 with more classes, where none plays a part."""
+        return 0.5 if self.threshold is None else self.threshold
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dictionaries and numbers for `json.dump`, None for figures that do not exist."""
         return _plain(asdict(self))

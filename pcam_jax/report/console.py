@@ -9,6 +9,8 @@ import numpy as np
 
 from pcam_jax.runtime.command import python_command
 
+_REMOVED = {"blur": "blurred away", "white": "made white"}
+
 
 def layer_table(rows: Sequence[tuple[str, tuple[int, ...], int]]) -> str:
     """A net's layers, output shapes and parameters as an aligned table."""
@@ -149,10 +151,12 @@ def explanation_lines(explanation: Any, class_names: Sequence[str]) -> list[str]
             lines.append(f"    hottest pixel in tumour       {_with_interval(pointing.hit_rate)}   {chance}")
         if method in explanation.deletion:
             fall = explanation.deletion[method]
+            removed = _REMOVED[fall.removal]
             lines += [
-                f"    score falls, hottest tenth    {_with_interval(fall.hottest)}",
-                f"    beyond a random tenth         {_with_interval(fall.above_random)}   (0: heat means nothing)",
+                f"    score falls, hottest tenth    {_with_interval(fall.hottest)}   ({removed})",
+                f"    beyond a random place         {_with_interval(fall.above_moved)}   (0: heat means nothing)",
                 f"    beyond another image's        {_with_interval(fall.above_elsewhere)}",
+                f"    beyond scattered pixels       {_with_interval(fall.above_scattered)}",
             ]
     return lines
 

@@ -18,6 +18,7 @@ from pcam_jax.runtime.files import atomic_write, sync_folder, write_json_atomic
 
 FOLDER = "explain"
 TABLE, SUMMARY = "examples.csv", "summary.json"
+_FORMAT = 2  # 1 knew other heat maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_explanation(run: Run, evaluation: Evaluation) -> StoredExplanation | No
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         with open(folder / TABLE, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        if summary["of"] != explained_state(evaluation):
+        if summary["of"] != explained_state(evaluation) or summary["format"] != _FORMAT:
             return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # it is made anew by one command, so damage is not worth a halt
@@ -81,6 +82,7 @@ def explained_state(evaluation: Evaluation) -> dict[str, Any]:
 def explanation_summary(explanation: Explanation) -> dict[str, Any]:
     """The figures as plain values, None where one does not exist."""
     values = {
+        "format": _FORMAT,
         "of": explained_state(explanation.evaluation),
         "methods": list(explanation.methods),
         "central_side": explanation.central_side,

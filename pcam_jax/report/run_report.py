@@ -179,6 +179,7 @@ def _explanation(explanation: StoredExplanation) -> Html:
             "not how much. A heat map shows what the network used, not what is there."
             + (" The square is the centre that alone decides the label." if summary["central_side"] else "")
         ),
+        *(heat_verdict(summary, method) for method in summary["methods"]),
         _heat_figures(summary),
     ]
     for category in summary["categories"]:
@@ -190,6 +191,29 @@ def _explanation(explanation: StoredExplanation) -> Html:
             parts.append(html.subheading(category["title"]))
             parts.append(html.paragraph("None."))
     return html.join(*parts)
+
+
+def heat_verdict(summary: dict[str, Any], method: str) -> Html:
+    """Whether a method's maps may be believed for this network, by the deletion check."""
+    label, fall = METHOD_LABELS[method], summary["deletion"].get(method)
+    if fall is None:
+        return html.paragraph(
+            f"{label}: not checked. Do not believe these maps before `python -m pcam_jax.explain RUN --check` has "
+            "shown that the score hangs on what they call hot.",
+            "note",
+        )
+    lows = [Metric(**fall[name]).low for name in ("above_moved", "above_elsewhere")]
+    if all(low is not None and low > 0 for low in lows):
+        return html.paragraph(
+            f"{label}: checked. Taking away what these maps call hot lowers the score more than taking away "
+            "the same region at a random place, and more than taking away the hot places of another image.",
+            "say",
+        )
+    return html.paragraph(
+        f"{label}: the check failed. Taking away what these maps call hot does not surely lower the score more "
+        "than taking away as much elsewhere: do not read them as what the network looked at.",
+        "note",
+    )
 
 
 def _tile(explanation: StoredExplanation, row: dict[str, str]) -> Html:
@@ -237,21 +261,25 @@ def _heat_figures(summary: dict[str, Any]) -> Html:
             )
         deletion = summary["deletion"].get(method)
         if deletion:
+            emptied = "blurred away" if deletion["removal"] == "blur" else "made white"
             for name, versus in (
-                ("above_random", "a random tenth"),
-                ("above_elsewhere", "another image's hottest"),
+                ("above_moved", "the same region at a random place"),
+                ("above_elsewhere", "another image's hottest tenth"),
+                ("above_scattered", "a tenth of the pixels, scattered"),
             ):
                 rows.append(
                     [
-                        f"{label}: fall of the score if the hottest tenth is emptied, beyond that of {versus}",
+                        f"{label}: fall of the score if the hottest tenth is {emptied}, beyond that of {versus}",
                         *_cells(deletion[name]),
                         "0 if heat meant nothing",
                     ]
                 )
     if not rows:
         return Html("")
+    binary = summary["categories"][0]["name"] == "missed"
+    kind = "the positive class" if binary else "all classes"
     return html.table(
-        f"Means over {summary['sample_size']:,} images of the positive class; falls of the score in log-odds",
+        f"Means over {summary['sample_size']:,} images of {kind}; falls of the score in log-odds",
         ["what", "mean", "95 % interval", "compare"],
         rows,
         left=(0, 3),

@@ -142,7 +142,7 @@ def _pair_test(
     reference: ComparedRun, other: ComparedRun, groups: np.ndarray | None, resamples: int
 ) -> PairTest:
     one, two = reference.evaluation, other.evaluation
-    thresholds = (one.report.threshold or 0.5, two.report.threshold or 0.5)
+    thresholds = (one.report.decision_threshold, two.report.decision_threshold)
     differences: dict[str, Difference] = {}
     if resamples:
         differences = paired_bootstrap(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -66,6 +67,13 @@ def test_the_threshold_decides_what_is_missed():
     np.testing.assert_allclose(np.abs(evaluation.probs[uncertain.members] - 0.35), 0.05)
 
 
+def test_a_threshold_of_zero_flags_everybody():
+    missed, false_alarms, *_ = choose_categories(
+        evaluation_of([1, 0], [0.4, 0.3], threshold=0.0), ("normal", "tumour"), 5
+    )
+    assert (missed.members.tolist(), false_alarms.members.tolist()) == ([], [1])
+
+
 def test_more_classes():
     probs = [[0.8, 0.1, 0.1], [0.1, 0.45, 0.45], [0.6, 0.3, 0.1], [0.0, 0.1, 0.9]]
     evaluation = evaluation_of([0, 1, 1, 2], probs, names=("a", "b", "c"))
@@ -105,10 +113,14 @@ def test_what_is_written_is_read_back_until_it_is_stale(run, explained):
     assert {path.name for path in folder.glob("*.png")} == {row["picture"] for row in rows}
     stored = read_explanation(run, evaluation)
     assert stored.summary["sample_size"] == 6
-    assert stored.summary["deletion"]["grad_cam"]["above_random"]["value"] == pytest.approx(
-        explanation.deletion["grad_cam"].above_random.value
+    assert stored.summary["deletion"]["grad_cam"]["above_moved"]["value"] == pytest.approx(
+        explanation.deletion["grad_cam"].above_moved.value
     )
     assert read_explanation(run, dataclasses.replace(evaluation, step=evaluation.step + 1)) is None
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "format": 1}))
+    assert read_explanation(run, evaluation) is None  # maps of another kind
+    (folder / "summary.json").write_text(json.dumps(summary))
     other = dataclasses.replace(evaluation.report, threshold=0.3)
     assert read_explanation(run, dataclasses.replace(evaluation, report=other)) is None
     (folder / "summary.json").write_text("{")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pcam_jax.inference import saliency_check
+from pcam_jax.inference import saliency, saliency_check
 from pcam_jax.inference.predictor import Predictor
 from pcam_jax.inference.saliency import (
     Saliency,
@@ -78,6 +78,36 @@ def test_evidence_lies_where_it_was_put(brightness_net):
     dark = marked(0, 230)
     assert hottest(brightness_net.heat("integrated_gradients", dark, np.array([0]))) in inside
     assert not brightness_net.heat("integrated_gradients", dark, np.array([1])).any()
+
+
+def test_a_net_that_flattens_is_asked_cell_by_cell(brightness_net):
+    """Brightness counts on the left only: Grad-CAM's mean over the map would heat what is bright on the right too."""
+    net, (params, batch_stats) = brightness_net._predictor.net, brightness_net._predictor.weights
+    kernel = params["dense1"]["kernel"].reshape(5, 5, 4, 8)
+    left = {**params, "dense1": {**params["dense1"], "kernel": kernel.at[:, 2:].set(0).reshape(100, 8)}}
+    predictor = Predictor(net, (left, batch_stats), "unit", ("dark", "bright"), OperatingPoint())
+    both = np.maximum(marked(255, 20, row=1, column=1), marked(255, 20, row=8, column=8))
+    heat = Saliency(predictor).grad_cam(both, np.array([1]))
+    assert heat[0, 2, 2] == heat.max() > 0
+    assert not heat[0, :, 8:].any()
+
+
+def test_on_the_map_that_a_net_averages_it_is_grad_cam(monkeypatch):
+    monkeypatch.setattr(saliency, "FEWEST_CELLS", 1)  # the last map of all
+    net = build_model("resnet_small", image_shape=(48, 48, 3), outputs=1)
+    weights = net.init(jax.random.key(0))
+    cams = Saliency(Predictor(net, weights, "unit", ("normal", "tumour"), OperatingPoint()), batch_size=2)
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
+    features = net.features(*weights, jnp.asarray(images, jnp.float32) / 255)
+    target = int(net.classify(*weights, features).sum() > 0)  # the class that has evidence
+    slope = (2 * target - 1) * jax.grad(lambda maps: net.classify(*weights, maps).sum())(features)
+    by_channel = jnp.mean(slope, axis=(1, 2), keepdims=True)
+    maps = jnp.sum(by_channel * features, axis=-1)
+    rows, columns = upsampling_matrices(net, map_row(net))
+    expected = np.maximum(np.einsum("Hh,nhw,Ww->nHW", rows, maps, columns), 0)
+    assert expected.max() > 0
+    found = cams.grad_cam(images, np.array([target, target]))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())
 
 
 def test_attributions_add_up_to_the_score_above_that_of_glass(trained):
@@ -234,12 +264,52 @@ def test_removing_what_matters_is_told_from_removing_anything():
     images = np.random.default_rng(0).integers(0, 128, (40, 20, 20, 3), dtype=np.uint8)
     knowing = np.zeros((40, 20, 20), np.float32)
     knowing[:, :2] = 1
-    found = saliency_check.check_deletion(counts, "grad_cam", images, np.ones(40, int), heat=knowing)
+    found = saliency_check.check_deletion(
+        counts, "grad_cam", images, np.ones(40, int), heat=knowing, removal="white"
+    )
     assert found.hottest.value == pytest.approx(counts.scores(images, None).mean())
-    assert found.above_random.low > 0
+    assert found.above_moved.low > 0
+    assert found.above_scattered.low > 0
     assert found.above_elsewhere.value == 0  # equal maps
-    ignorant = saliency_check.check_deletion(counts, "grad_cam", images, np.ones(40, int), heat=1 - knowing)
-    assert ignorant.above_random.high < 0
+    ignorant = saliency_check.check_deletion(
+        counts, "grad_cam", images, np.ones(40, int), heat=1 - knowing, removal="white"
+    )
+    assert ignorant.above_moved.high < 0
+    assert ignorant.above_scattered.high < 0
+
+
+def test_white_salt_is_no_removal():
+    """A scorer that looks for dark rows, and that hard edges upset: blurring asks for the rows, white for edges."""
+
+    def score(images, targets, stop=None):
+        pixels = images[..., 0].astype(float)
+        edges = sum((np.abs(np.diff(pixels, axis=axis)) > 100).sum(axis=(1, 2)) for axis in (1, 2))
+        return (255 - pixels[:, :2]).mean(axis=(1, 2)) - 3 * edges
+
+    images = np.full((10, 20, 20, 3), 110, np.uint8)
+    images[:, :2] = 20
+    knowing = np.zeros((10, 20, 20), np.float32)
+    knowing[:, :2] = 1
+    below = {
+        removal: saliency_check.check_deletion(
+            SimpleNamespace(scores=score), "grad_cam", images, np.ones(10, int), heat=knowing, removal=removal
+        )
+        for removal in saliency_check.REMOVALS
+    }
+    assert all(found.above_moved.low > 0 for found in below.values())  # equal shapes: either filling will do
+    assert below["blur"].above_scattered.low > 0
+    assert below["white"].above_scattered.high < 0
+    assert [found.removal for found in below.values()] == ["blur", "white"]
+
+
+def test_what_is_left_of_removed_pixels():
+    images = noise(3)
+    assert (saliency_check.emptied(images, "white") == 255).all()
+    large = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    blurred = saliency_check.emptied(large, "blur")
+    assert blurred.dtype == np.uint8
+    assert blurred.std(axis=(1, 2)).max() < 5 < 60 < large.std(axis=(1, 2)).min()
+    np.testing.assert_allclose(blurred.mean(axis=(1, 2)), large.mean(axis=(1, 2)), atol=2)  # colour stays
 
 
 def test_pointing_game():

@@ -11,7 +11,7 @@ from page_checks import look_at
 from pcam_jax.inference.evaluation import evaluate_run
 from pcam_jax.inference.explanation import explain_run
 from pcam_jax.report.explanations import write_explanation
-from pcam_jax.report.run_report import limits, write_report
+from pcam_jax.report.run_report import heat_verdict, limits, write_report
 from pcam_jax.run.folder import open_run
 from pcam_jax.run.predictions import evaluation_names, read_evaluation
 from pcam_jax.runtime.errors import UserError
@@ -41,6 +41,7 @@ def test_report_in_a_browser(run):
     assert "averaged over eight symmetries" in text
     assert "Research use only. Not a medical device." in text
     assert run.environment["data"]["digest"] in text
+    assert "Grad-CAM (HiResCAM): not checked." in text
     assert "pcam_jax.train" in text or "pytest" in text  # the command as it was typed
     for row in evaluation.report.groups:
         assert row.group in text
@@ -57,6 +58,23 @@ def test_the_same_run_gives_the_same_report(run):
     before = without_time()
     write_report(run)
     assert without_time() == before
+
+
+@pytest.mark.parametrize(
+    ("random", "elsewhere", "said"),
+    [
+        (0.2, 0.1, ": checked."),
+        (0.2, -0.1, "check failed"),
+        (-0.2, 0.1, "check failed"),
+        (0.2, None, "failed"),
+    ],
+)
+def test_heat_maps_are_judged(random, elsewhere, said):
+    """Both comparisons must lie above 0 with their whole intervals; one that cannot be told is not passed."""
+    found = {"above_moved": random, "above_elsewhere": elsewhere}
+    fall = {name: {"value": 0.3, "low": low, "high": 0.5} for name, low in found.items()}
+    assert said in heat_verdict({"deletion": {"grad_cam": fall}}, "grad_cam")
+    assert "not checked" in heat_verdict({"deletion": {}}, "grad_cam")
 
 
 def test_card(run):
