@@ -268,13 +268,15 @@ def test_a_token_is_asked_for(
     window: chromium.Browser, model_run: Path, pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("a-long-random-word-1234\n")
-    with Service(model_run, "--token-file", tmp_path / "token") as service:
-        screen = Screen(window.open(f"{service.address}/", 1200))
+    with Service(model_run, "--token-file", tmp_path / "token", "--root-path", "/pcam") as service:
+        screen = Screen(window.open(f"{service.address}/pcam/", 1200))
         screen.wait("!$('token-form').hidden")
         screen.page.evaluate("$('token').value = 'a-long-random-word-1234', $('token-form').requestSubmit()")
         screen.wait("document.querySelectorAll('#example-list img').length === 9")
         screen.choose(pictures / "plain.tif")
         assert screen.page.evaluate("items[0].state") == "done"
+        addresses = [url for url in screen.page.requests() if not url.startswith(("data:", "blob:"))]
+        assert all(url.startswith(f"{service.address}/pcam/") for url in addresses)
 
 
 def test_a_service_that_restarts_is_waited_for(
