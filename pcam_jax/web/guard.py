@@ -87,7 +87,10 @@ class Guard:
             if refused is not None:
                 await _say(send_fenced, *refused)
             else:
-                await self._app({**scope, "root_path": self._root_path}, receive, send_fenced)
+                # HEAD is GET without the body, which the server leaves out
+                method = "GET" if scope["method"] == "HEAD" else scope["method"]
+                inner = {**scope, "method": method, "root_path": self._root_path}
+                await self._app(inner, receive, send_fenced)
         finally:
             method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
             self._metrics.requests.labels(counted, method, str(status)).inc()

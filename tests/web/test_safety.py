@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -77,6 +80,13 @@ def test_wrong_addresses_and_methods(service: Service, method: str, path: str, s
     reply = service.ask(method, path)
     assert reply.status == status
     assert reply.error.endswith(".")
+
+
+def test_head_is_get_without_the_body(service: Service) -> None:
+    for path, status in (("/", 200), ("/healthz", 200), ("/nothing", 404), ("/predict", 405)):
+        reply = service.ask("HEAD", path)
+        assert (reply.status, reply.body) == (status, b"")
+        assert "content-security-policy" in reply.headers
 
 
 def test_too_much(service: Service) -> None:
@@ -256,6 +266,28 @@ def test_every_address_answers_as_described(
     path = sorted(schema["paths"])[number % len(schema["paths"])]
     reply = service.ask(method, path.replace("{name}", "none.png"), body, content_type=kind)
     check_against_description(schema, path, method, reply)
+
+
+def test_schemathesis_finds_nothing(service: Service, tmp_path: Path) -> None:
+    """All its checks, but that random bytes be taken for pictures and unknown parameters be refused."""
+    pytest.importorskip("schemathesis")
+    command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
+    options = {
+        "--checks": "all",
+        "--exclude-checks": "positive_data_acceptance,negative_data_rejection",
+        "--max-examples": "25",
+        "--warnings": "off",
+    }
+    words = [word for pair in options.items() for word in pair]
+    done = subprocess.run(
+        [*command, *words, "--no-color", "--generation-deterministic", f"{service.address}/openapi.json"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"[1-9]\d* generated, [1-9]\d* passed", done.stdout), done.stdout
 
 
 _DESCRIPTIONS: dict[int, dict[str, Any]] = {}
