@@ -25,7 +25,7 @@ _BAND = 2
 
 def takes(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> bool:
     """Whether `conv_relu_pool` is the way to compute this block here."""
-    if stride != 1 or not prefers_cpu_formulations():
+    if stride != 1 or kernel.shape[:2] == (1, 1) or not prefers_cpu_formulations():
         return False
     pads = convolution.resolve_padding(
         padding, (x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1]), 1
@@ -48,10 +48,10 @@ def conv_relu_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, padding: Pa
     pads = convolution.resolve_padding(
         padding, (x.shape[1], x.shape[2]), (kernel.shape[0], kernel.shape[1]), 1
     )
-    pads, dtype = _without_odd_ends(x.shape, kernel.shape, pads), x.dtype
-    if not (dtype == jnp.bfloat16 and window_dot.works_here()):
-        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
-    return _conv_relu_pool(x, kernel, bias.astype(jnp.float32), pads).astype(dtype)
+    pads = _without_odd_ends(x.shape, kernel.shape, pads)
+    dtype = convolution.arithmetic_dtype(x.dtype, kernel.shape)
+    y = _conv_relu_pool(x.astype(dtype), kernel.astype(dtype), bias.astype(jnp.float32), pads)
+    return y.astype(x.dtype)
 
 
 def _without_odd_ends(image: tuple[int, ...], kernel: tuple[int, ...], pads: Pads) -> Pads:

@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from pcam_jax.models import window_dot, winograd
 from pcam_jax.models.platform import prefers_cpu_formulations
@@ -79,17 +80,24 @@ def conv2d(
         return conv_plain(x, kernel, stride, pads, groups)
     if x.dtype == jnp.bfloat16 and window_dot.works_here():
         return _conv2d_by_windows(x, kernel, stride, pads)
-    if x.dtype == jnp.float32 or (side == (1, 1) and pads == _NO_PADS):
-        return _conv2d_on_cpu(x, kernel, stride, pads)
-    # Without matrix units only plain products are faster in bfloat16; these forms are not, and want float32's digits.
-    wide = _conv2d_on_cpu(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, pads)
-    return wide.astype(x.dtype)
+    dtype = arithmetic_dtype(x.dtype, kernel.shape)
+    return _conv2d_on_cpu(x.astype(dtype), kernel.astype(dtype), stride, pads).astype(x.dtype)
+
+
+def arithmetic_dtype(dtype: DTypeLike, kernel: tuple[int, ...]) -> DTypeLike:
+    """What a convolution with a kernel of this shape is computed in here where ``dtype`` is asked for.
+
+    On a CPU without matrix units only plain products are faster in bfloat16; the other forms are not, and want
+    float32's digits. A layer that hands on float32 saves a rounding on either side.
+    """
+    without_units = prefers_cpu_formulations() and not window_dot.works_here()
+    return jnp.float32 if without_units and kernel[:2] != (1, 1) else dtype
 
 
 def _conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     height, width = kernel.shape[:2]
-    if (height, width, pads) == (1, 1, _NO_PADS):
-        return conv_as_dot(x, kernel, stride)
+    if (height, width) == (1, 1):
+        return conv_as_dot(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
     if stride > 1 and height % stride == width % stride == 0:
         return conv_blocks(x, kernel, stride, pads)
     if is_few_channels(kernel.shape):
@@ -104,8 +112,8 @@ def _conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> 
 
 def _conv2d_by_windows(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     height, width = kernel.shape[:2]
-    if (height, width, pads) == (1, 1, _NO_PADS):
-        return conv_as_dot(x, kernel, stride)
+    if (height, width) == (1, 1):
+        return conv_as_dot(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
     if stride > 1 and height % stride == width % stride == 0:
         size = [output_size(x.shape[axis + 1], kernel.shape[axis], stride, pads[axis]) for axis in (0, 1)]
         wanted = [length + side // stride - 1 for length, side in zip(size, (height, width), strict=True)]

@@ -116,7 +116,8 @@ class Conv(nnx.Module):
         groups: 1, or C_in = C_out for a depthwise convolution.
         use_bias: whether to add a bias, initialised to zero.
         kernel_init: initialiser of the `[k, k, C_in / groups, C_out]` kernel.
-        dtype: dtype of the arithmetic and the result.
+        dtype: dtype of the arithmetic and the result; the platform may compute in float32 and return that
+            (see `convolution.arithmetic_dtype`).
     """
 
     def __init__(
@@ -156,9 +157,10 @@ class Conv(nnx.Module):
         rows = convolution.output_size(x.shape[1], height, self.stride, pads[0])
         columns = convolution.output_size(x.shape[2], width, self.stride, pads[1])
         _require_positive(f"a {height}x{width} convolution", x.shape, rows, columns)
+        dtype = convolution.arithmetic_dtype(self.dtype, kernel.shape)
         y = convolution.conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            x.astype(dtype),
+            kernel.astype(dtype),
             stride=self.stride,
             padding=self.padding,
             groups=self.groups,
@@ -308,14 +310,15 @@ class GlobalAvgPool(nnx.Module):
 def conv_relu_pool(conv: Conv, pool: MaxPool, x: jax.Array) -> jax.Array:
     """``relu(pool(conv(x)))``, in one step where that is faster; ReLU may as well come before the pool."""
     kernel, bias = conv.kernel[...], conv.bias
-    x = x.astype(conv.dtype)
+    dtype = convolution.arithmetic_dtype(conv.dtype, kernel.shape)
+    x = x.astype(dtype)
     fused = (
         (pool.window, pool.stride, pool.padding) == (2, 2, 0)
         and _observer.get() is None
         and conv_pool.takes(x, kernel, conv.stride, conv.padding)
     )
     if fused and bias is not None:
-        return conv_pool.conv_relu_pool(x, kernel.astype(conv.dtype), bias[...], conv.padding)
+        return conv_pool.conv_relu_pool(x, kernel.astype(dtype), bias[...], conv.padding)
     return jax.nn.relu(pool(conv(x)))
 
 
