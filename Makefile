@@ -19,7 +19,7 @@ train: $(VENV)/ready-run
 
 # All tests, or some: make test ARGS="tests/data -k split"
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
