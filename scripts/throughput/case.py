@@ -17,7 +17,8 @@ class Case:
     """One cell of the benchmark for one system."""
 
     system: str
-    """``ours``, ``torch``, ``torch-compile``, ``keras-tensorflow`` or ``keras-jax``."""
+    """``ours``, its variants ``ours-malloc`` and ``ours-plain``, ``torch-eager``, ``torch-compile``,
+    ``keras-tensorflow`` or ``keras-jax``."""
     task: str
     """``train`` (uint8 batch in, forward, backward, Adam) or ``predict`` (uint8 batch in, probabilities out)."""
     model: str

@@ -1,7 +1,12 @@
-"""pcam_jax: the trainer's own step and the predictor's own forward pass."""
+"""pcam_jax: the trainer's own step and the predictor's own forward pass.
+
+Beside ``ours`` two variants show what was gained: ``ours-malloc`` leaves the allocator as it is, and ``ours-plain``
+runs the same nets as JAX comes, with XLA's own convolutions and pools and its default options.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from typing import Any
@@ -22,10 +27,18 @@ from throughput.case import MATMUL_SIDE, Case, Contender, batches
 
 
 def make(case: Case) -> Contender:
-    accelerator.configure()
+    if case.system == "ours":
+        accelerator.configure()
+    plain = case.system == "ours-plain"
+    options = {} if plain else accelerator.compiler_options()
     shape = (case.side, case.side, 3)
     net = build_model(case.model, image_shape=shape, outputs=1, dtype=jnp.dtype(case.precision))
-    run = _train(case, net) if case.task == "train" else _predict(case, net)
+    steps = (_train if case.task == "train" else _predict)(case, net, options)
+
+    def run(count: int) -> None:
+        with portable_formulations() if plain else contextlib.nullcontext():
+            steps(count)
+
     facts = {
         "versions": {"pcam_jax": getattr(pcam_jax, "__version__", ""), "jax": jax.__version__},
         "device": accelerator.device_summary(),
@@ -35,7 +48,7 @@ def make(case: Case) -> Contender:
     return Contender(run, lambda: _matmul(case.precision), facts)
 
 
-def _train(case: Case, net: Net) -> Any:
+def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
     config = Config(
         model=ModelConfig(name=case.model), train=TrainConfig(batch_size=case.batch, precision=case.precision)
     )
@@ -45,7 +58,7 @@ def _train(case: Case, net: Net) -> Any:
     step = jax.jit(
         make_train_step(net, optimizer, config, classes=2),
         donate_argnums=0,
-        compiler_options=accelerator.compiler_options(),
+        compiler_options=options,
     )
     feed = itertools.cycle(batches(case))
 
@@ -60,9 +73,9 @@ def _train(case: Case, net: Net) -> Any:
     return run
 
 
-def _predict(case: Case, net: Net) -> Any:
+def _predict(case: Case, net: Net, options: dict[str, str]) -> Any:
     weights = net.init(jax.random.key(0))
-    step = jax.jit(make_eval_step(net, "unit"), compiler_options=accelerator.compiler_options())
+    step = jax.jit(make_eval_step(net, "unit"), compiler_options=options)
     feed = itertools.cycle(batches(case))
 
     def run(steps: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from throughput import record
 from throughput.case import Case
 
-PEERS = {"torch": ("torch", "torch-compile"), "keras": ("keras-tensorflow", "keras-jax")}
+PEERS = {"torch": ("torch-eager", "torch-compile"), "keras": ("keras-tensorflow", "keras-jax")}
 MODELS = ("pcam_model1", "pcam_model2", "pcam_model3", "pcam_model4", "pcam_cnn3", "resnet50")
 
 
