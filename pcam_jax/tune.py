@@ -7,7 +7,9 @@ database, so that a stopped search goes on and several machines can share one.
 from __future__ import annotations
 
 import dataclasses
+import random
 import shutil
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +27,8 @@ from pcam_jax.training.control import HistoryRow
 
 OBJECTIVE = "validation_auroc"
 _UNFINISHED = "unfinished"
+_TRIES = 10
+_MADE_BY_ANOTHER = ("already exists", "unique", "duplicate", "locked", "deadlock")
 _HOPELESS = 3  # failures in a row, without any success, that end a search
 
 
@@ -96,24 +100,8 @@ class _Search:
             pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
         elif command.pruner == "hyperband":
             pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=base.train.epochs)
-        try:
-            self.study = optuna.create_study(
-                study_name=command.study or f"tune-{recipe}",
-                storage=storage,
-                direction="maximize",
-                sampler=optuna.samplers.TPESampler(seed=command.search_seed),
-                pruner=pruner,
-                load_if_exists=True,
-            )
-        except Exception as error:  # SQLAlchemy's, or a missing driver of the database
-            if isinstance(error.__cause__, ModuleNotFoundError):
-                raise UserError(
-                    f"The study's database needs the package {error.__cause__.name}, which is not installed: "
-                    "install it (PostgreSQL's is psycopg[binary]), or leave --storage out."
-                ) from None
-            raise UserError(
-                f"The study's database cannot be opened ({_first_line(error)}): check --storage."
-            ) from None
+        sampler = optuna.samplers.TPESampler(seed=command.search_seed)
+        self.study = open_study(storage, command.study or f"tune-{recipe}", sampler, pruner)
         known = self.study.user_attrs.get("space")
         if known is not None and known != space.to_json():
             raise UserError(
@@ -220,6 +208,45 @@ class _Search:
         best = self._best()
         write_study_report(self.folder, self.study, self.finished(), best, OBJECTIVE)
         return best
+
+
+def open_study(storage: str, name: str, sampler: Any = None, pruner: Any = None) -> Any:
+    """Open a study of Optuna's, or begin it; also where several processes begin it at the same moment.
+
+    Args:
+        storage: address of the database.
+        name: of the study.
+        sampler: Optuna's.
+        pruner: Optuna's.
+
+    Raises:
+        UserError: the database cannot be opened.
+    """
+    import optuna
+
+    for left in reversed(range(_TRIES)):
+        try:
+            return optuna.create_study(
+                study_name=name,
+                storage=storage,
+                direction="maximize",
+                sampler=sampler,
+                pruner=pruner,
+                load_if_exists=True,
+            )
+        except Exception as error:  # SQLAlchemy's, or a missing driver of the database
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise UserError(
+                    f"The study's database needs the package {error.__cause__.name}, which is not installed: "
+                    "install it (PostgreSQL's is psycopg[binary]), or leave --storage out."
+                ) from None
+            # each makes the tables unless they are there, and finds then that another one has
+            if not left or not any(sign in str(error).lower() for sign in _MADE_BY_ANOTHER):
+                raise UserError(
+                    f"The study's database cannot be opened ({_first_line(error)}): check --storage."
+                ) from None
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError
 
 
 def _name(trial: Any) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pcam_jax.config import Config, load_config
 from pcam_jax.run.search_space import read_space
 from pcam_jax.runtime.errors import Interrupted, UserError
 from pcam_jax.runtime.files import folder_lock
+from pcam_jax.tune import open_study
 
 ROOT = Path(__file__).parents[1]
 optuna = pytest.importorskip("optuna")
@@ -142,6 +144,24 @@ def test_a_killed_search_begins_with_the_killed_trial(tune, tiny_store, space, t
     assert killed.state.name == "FAIL"
     assert again.params == killed.params
     assert not (folder / "trial-0000").exists()
+
+
+def test_several_begin_a_study_at_the_same_moment(tmp_path):
+    for number in range(3):
+        together, opened = threading.Barrier(4), list[str]()
+
+        def begin(address: str, together=together, opened=opened) -> None:
+            together.wait()
+            opened.append(open_study(address, "one").study_name)
+
+        threads = [
+            threading.Thread(target=begin, args=(f"sqlite:///{tmp_path}/{number}.db",)) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert opened == ["one"] * 4
 
 
 def test_hyperband_searches_too(tune, tmp_path):
