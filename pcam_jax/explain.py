@@ -37,7 +37,7 @@ class ExplainCommand:
     check: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also check the maps: removing the hottest tenth of the pixels must lower the score more than removing as
     much elsewhere; and where tumour masks exist, the hottest pixel should lie on tumour."""
-    removal: Literal["blur", "white"] = "blur"
+    removal: Literal["both", "blur", "white"] = "both"
     """What --check puts in the place of removed pixels: the image blurred beyond recognition, or empty glass."""
 
 
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     from pcam_jax.inference.evaluation import evaluate_run
     from pcam_jax.inference.explanation import explain_run
     from pcam_jax.inference.saliency import METHODS
+    from pcam_jax.inference.saliency_check import REMOVALS
     from pcam_jax.report.console import explanation_lines
     from pcam_jax.report.explanations import write_explanation
     from pcam_jax.report.run_report import write_report
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
             count=command.count,
             sample_size=command.sample,
             check=command.check,
-            removal=command.removal,
+            removals=REMOVALS if command.removal == "both" else (command.removal,),
             stop=stop,
         )
     folder = write_explanation(run, explanation)

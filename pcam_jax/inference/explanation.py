@@ -14,6 +14,7 @@ from pcam_jax.data.store import Store
 from pcam_jax.inference.predictor import Predictor
 from pcam_jax.inference.saliency import METHODS, Method, Saliency, central_side, share_inside
 from pcam_jax.inference.saliency_check import (
+    REMOVALS,
     Deletion,
     Pointing,
     Removal,
@@ -89,7 +90,7 @@ class Explanation:
         sample_size: number of examples of class 1 behind the figures below.
         central_share: mean share of the heat in the central square by method.
         central_chance: what heat spread evenly would give.
-        deletion: by method, where it was checked.
+        deletion: by method, where it was checked; one for each filling.
         pointing: by method, where it was checked and the store has masks.
     """
 
@@ -101,7 +102,7 @@ class Explanation:
     sample_size: int
     central_share: dict[Method, Metric]
     central_chance: float
-    deletion: dict[Method, Deletion]
+    deletion: dict[Method, tuple[Deletion, ...]]
     pointing: dict[Method, Pointing]
 
 
@@ -113,7 +114,7 @@ def explain_run(
     count: int = 8,
     sample_size: int = SAMPLE_SIZE,
     check: bool = False,
-    removal: Removal = "blur",
+    removals: Sequence[Removal] = REMOVALS,
     stop: Stop | None = None,
 ) -> Explanation:
     """Heat maps of the examples worth looking at, and figures over a sample of class 1.
@@ -125,7 +126,7 @@ def explain_run(
         count: most examples of a category.
         sample_size: examples of class 1 (with more classes: of any) for the figures; 0 leaves them out.
         check: also delete the hottest pixels and play the pointing game on the sample.
-        removal: what stands in the place of deleted pixels.
+        removals: what stands in the place of deleted pixels, one after the other.
         stop: polled between batches.
 
     Raises:
@@ -145,7 +146,7 @@ def explain_run(
     binary = evaluation.probs.ndim == 1
     sample = sample_of_class(evaluation, 1 if binary else None, sample_size)
     central: dict[Method, Metric] = {}
-    deletion: dict[Method, Deletion] = {}
+    deletion: dict[Method, tuple[Deletion, ...]] = {}
     pointing: dict[Method, Pointing] = {}
     if len(sample) > 1 and (side or check):
         positions = positions_of(store, evaluation.ids[sample])
@@ -158,8 +159,18 @@ def explain_run(
             if side:
                 central[method] = check_centre(heat, side, groups)
             if check:
-                deletion[method] = check_deletion(
-                    saliency, method, images, targets, groups=groups, heat=heat, removal=removal, stop=stop
+                deletion[method] = tuple(
+                    check_deletion(
+                        saliency,
+                        method,
+                        images,
+                        targets,
+                        groups=groups,
+                        heat=heat,
+                        removal=removal,
+                        stop=stop,
+                    )
+                    for removal in removals
                 )
             if masks is not None:
                 pointing[method] = check_pointing(heat, masks, groups)

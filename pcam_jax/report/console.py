@@ -149,14 +149,13 @@ def explanation_lines(explanation: Any, class_names: Sequence[str]) -> list[str]
             pointing = explanation.pointing[method]
             chance = f"(a random pixel: {pointing.chance.value:.3f})"
             lines.append(f"    hottest pixel in tumour       {_with_interval(pointing.hit_rate)}   {chance}")
-        if method in explanation.deletion:
-            fall = explanation.deletion[method]
+        for fall in explanation.deletion.get(method, ()):
             removed = _REMOVED[fall.removal]
             lines += [
                 f"    score falls, hottest tenth    {_with_interval(fall.hottest)}   ({removed})",
-                f"    beyond a random place         {_with_interval(fall.above_moved)}   (0: heat means nothing)",
-                f"    beyond another image's        {_with_interval(fall.above_elsewhere)}",
-                f"    beyond scattered pixels       {_with_interval(fall.above_scattered)}",
+                f"      beyond a random place       {_with_interval(fall.above_moved)}   (0: heat means nothing)",
+                f"      beyond another image's      {_with_interval(fall.above_elsewhere)}",
+                f"      beyond scattered pixels     {_with_interval(fall.above_scattered)}",
             ]
     return lines
 

@@ -18,7 +18,7 @@ from pcam_jax.runtime.files import atomic_write, sync_folder, write_json_atomic
 
 FOLDER = "explain"
 TABLE, SUMMARY = "examples.csv", "summary.json"
-_FORMAT = 2  # 1 knew other heat maps
+_FORMAT = 3  # earlier ones knew other heat maps and checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,12 @@ def explanation_summary(explanation: Explanation) -> dict[str, Any]:
             for category in explanation.categories
         ],
     }
-    for name in ("central_share", "deletion", "pointing"):
+    for name in ("central_share", "pointing"):
         found = getattr(explanation, name)
         values[name] = {method: dataclasses.asdict(value) for method, value in found.items()}
+    values["deletion"] = {
+        method: [dataclasses.asdict(fall) for fall in falls] for method, falls in explanation.deletion.items()
+    }
     return _plain(values)
 
 

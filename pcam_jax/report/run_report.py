@@ -30,6 +30,7 @@ from pcam_jax.training.control import HistoryRow
 
 REPORT, CARD = "report.html", "MODEL_CARD.md"
 TILE_PIXELS = 192
+_REMOVED = {"blur": "blurred away", "white": "made white"}
 """Height of the heat-map pictures inside the page; the files in ``explain/`` may be larger."""
 
 
@@ -195,25 +196,36 @@ def _explanation(explanation: StoredExplanation) -> Html:
 
 def heat_verdict(summary: dict[str, Any], method: str) -> Html:
     """Whether a method's maps may be believed for this network, by the deletion check."""
-    label, fall = METHOD_LABELS[method], summary["deletion"].get(method)
-    if fall is None:
+    label, falls = METHOD_LABELS[method], summary["deletion"].get(method, [])
+    if not falls:
         return html.paragraph(
             f"{label}: not checked. Do not believe these maps before `python -m pcam_jax.explain RUN --check` has "
             "shown that the score hangs on what they call hot.",
             "note",
         )
-    lows = [Metric(**fall[name]).low for name in ("above_moved", "above_elsewhere")]
-    if all(low is not None and low > 0 for low in lows):
+    passed = [fall["removal"] for fall in falls if _passed(fall)]
+    if len(passed) == len(falls):
         return html.paragraph(
             f"{label}: checked. Taking away what these maps call hot lowers the score more than taking away "
             "the same region at a random place, and more than taking away the hot places of another image.",
             "say",
+        )
+    if passed:
+        return html.paragraph(
+            f"{label}: the check is undecided. What these maps call hot lowers the score more than as much elsewhere "
+            f"where it is {_REMOVED[passed[0]]}, but not in the other way: read them with care.",
+            "note",
         )
     return html.paragraph(
         f"{label}: the check failed. Taking away what these maps call hot does not surely lower the score more "
         "than taking away as much elsewhere: do not read them as what the network looked at.",
         "note",
     )
+
+
+def _passed(fall: dict[str, Any]) -> bool:
+    lows = [Metric(**fall[name]).low for name in ("above_moved", "above_elsewhere")]
+    return all(low is not None and low > 0 for low in lows)
 
 
 def _tile(explanation: StoredExplanation, row: dict[str, str]) -> Html:
@@ -259,18 +271,17 @@ def _heat_figures(summary: dict[str, Any]) -> Html:
                     f"{chance:.3f} by chance",
                 ]
             )
-        deletion = summary["deletion"].get(method)
-        if deletion:
-            emptied = "blurred away" if deletion["removal"] == "blur" else "made white"
+        for fall in summary["deletion"].get(method, []):
             for name, versus in (
                 ("above_moved", "the same region at a random place"),
                 ("above_elsewhere", "another image's hottest tenth"),
                 ("above_scattered", "a tenth of the pixels, scattered"),
             ):
+                how = f"fall of the score if the hottest tenth is {_REMOVED[fall['removal']]}"
                 rows.append(
                     [
-                        f"{label}: fall of the score if the hottest tenth is {emptied}, beyond that of {versus}",
-                        *_cells(deletion[name]),
+                        f"{label}: {how}, beyond that of {versus}",
+                        *_cells(fall[name]),
                         "0 if heat meant nothing",
                     ]
                 )

@@ -97,6 +97,8 @@ def test_examples_are_the_evaluations_own(run, explained):
         assert set(example.heat) == {"grad_cam", "integrated_gradients"}
         assert all(np.isnan(share) for share in example.central_share.values())  # 12 pixels have no square
     assert set(explanation.deletion) == {"grad_cam", "integrated_gradients"}
+    for falls in explanation.deletion.values():
+        assert [fall.removal for fall in falls] == ["blur", "white"]
     assert explanation.pointing == {}  # the tiny store has no masks
 
 
@@ -113,8 +115,8 @@ def test_what_is_written_is_read_back_until_it_is_stale(run, explained):
     assert {path.name for path in folder.glob("*.png")} == {row["picture"] for row in rows}
     stored = read_explanation(run, evaluation)
     assert stored.summary["sample_size"] == 6
-    assert stored.summary["deletion"]["grad_cam"]["above_moved"]["value"] == pytest.approx(
-        explanation.deletion["grad_cam"].above_moved.value
+    assert stored.summary["deletion"]["grad_cam"][1]["above_moved"]["value"] == pytest.approx(
+        explanation.deletion["grad_cam"][1].above_moved.value
     )
     assert read_explanation(run, dataclasses.replace(evaluation, step=evaluation.step + 1)) is None
     summary = json.loads((folder / "summary.json").read_text())

@@ -25,6 +25,7 @@ def test_removing_the_hottest_tenth_costs_more_than_removing_another(pcam_mini, 
     evaluation = evaluate_run(run, resamples=0)
     assert evaluation.report.metrics["auroc"].value > 0.7
     explanation = explain_run(run, evaluation, methods=("grad_cam",), count=1, sample_size=96, check=True)
-    fall = explanation.deletion["grad_cam"]
+    fall, _ = explanation.deletion["grad_cam"]
+    assert fall.removal == "blur"
     for beyond in (fall.above_scattered, fall.above_moved, fall.above_elsewhere):
         assert beyond.low > 0, fall

@@ -73,7 +73,11 @@ def test_heat_maps_are_judged(random, elsewhere, said):
     """Both comparisons must lie above 0 with their whole intervals; one that cannot be told is not passed."""
     found = {"above_moved": random, "above_elsewhere": elsewhere}
     fall = {name: {"value": 0.3, "low": low, "high": 0.5} for name, low in found.items()}
-    assert said in heat_verdict({"deletion": {"grad_cam": fall}}, "grad_cam")
+    falls = [{**fall, "removal": removal} for removal in ("blur", "white")]
+    assert said in heat_verdict({"deletion": {"grad_cam": falls}}, "grad_cam")
+    held = {name: {"value": 0.3, "low": 0.1, "high": 0.5} for name in found} | {"removal": "white"}
+    said = "checked." if "failed" not in said else "check is undecided"
+    assert said in heat_verdict({"deletion": {"grad_cam": [falls[0], held]}}, "grad_cam")
     assert "not checked" in heat_verdict({"deletion": {}}, "grad_cam")
 
 
