@@ -66,7 +66,7 @@ def test_command_without_jax(sample, tmp_path):
     assert (leak["id"], leak["equal"], leak["set"]) == (sample.ids[0], "to the byte", str(ids))
     measured = look_at(page)
     text = measured["text"]
-    assert "Their names here" in text
+    assert "Those that a model would learn from" in text
     for sentence in (
         "1 image of",
         "Images that repeat another one to the byte: 1.",
@@ -100,7 +100,7 @@ def test_a_config_shows_its_augmentation(sample, tmp_path, capsys):
     assert counts["validation"] == counts["train"]
     with Image.open(tmp_path / "a.augment.png") as sheet:
         assert sheet.width > sheet.height / 2 > 200
-    assert "What augmentation does" in (tmp_path / "a.html").read_text()
+    assert "What augmentation does" in look_at(tmp_path / "a.html")["text"]
 
 
 def test_a_run_is_audited_by_its_own_split(tiny_run, tmp_path, capsys):

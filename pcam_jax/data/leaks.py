@@ -36,7 +36,7 @@ _SHA1 = re.compile(r"[0-9a-fA-F]{40}")
 
 
 class LeakedImage(NamedTuple):
-    """One image of this store that another set holds out: its id, its split here, and how the two are equal."""
+    """One image that another set holds out and this store learns from: its id, its split, how the two are equal."""
 
     id: str
     split: str
@@ -54,7 +54,7 @@ class Leak:
         shared_training: how many images of this store are among the other's training images only.
         turned: how many more that decide a model are, after turning or mirroring; None where the other's pixels are
             not at hand.
-        images: of this store, all that the other holds out, in the store's order.
+        images: of this store that the other holds out and that decide a model, in the store's order.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Leak:
     @property
     def example(self) -> str:
         """Id of the first image that decides a model, "" without any."""
-        return next((image.id for image in self.images if image.split in LEARNT_FROM), "")
+        return next((image.id for image in self.images), "")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def find_leak(
     own = [row.tobytes() for row in store.hashes()]
     found = np.array([digest in held_out for digest in own], bool)
     how = np.where(found, "to the byte", "").astype("U32")
+    deciding = np.isin(splits, LEARNT_FROM)
     turned = None
     if other.store is not None:
         theirs = measure_pixels(other.store, len(other.store), stop)
@@ -116,7 +117,7 @@ def find_leak(
         met = np.zeros(len(store), bool)
         met[[position for position, row in pairs if other.held_out[row]]] = True
         how[met & ~found] = "turned or mirrored"
-        turned = int((met & ~found & np.isin(splits, LEARNT_FROM)).sum())
+        turned = int((met & ~found & deciding).sum())
     return Leak(
         name=str(place),
         count=int(other.held_out.sum()),
@@ -125,7 +126,7 @@ def find_leak(
         turned=turned,
         images=tuple(
             LeakedImage(str(store.ids[row]), str(splits[row]), str(how[row]))
-            for row in np.flatnonzero(how != "")
+            for row in np.flatnonzero((how != "") & deciding)
         ),
     )
 

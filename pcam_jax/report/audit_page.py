@@ -55,7 +55,7 @@ def audit_page(audit: StoreAudit, central_side: int | None = None, contact_sheet
             "Contact sheet: images as they are, after each augmentation alone, and after all together.",
             "Each row is an image: as it is, after each operation alone, then after all of them, several times.",
         )
-        sections.append(("augmentation", "What augmentation does", sheet))
+        sections.append(("augmentation", "What augmentation does", html.wide(sheet, "Contact sheet")))
     height, width, _ = store.image_shape
     return html.page(
         f"Audit of {store.path.name}",
@@ -285,9 +285,7 @@ def _leaks(audit: StoreAudit) -> Html:
         for leak in audit.leaks
     ]
     listed = [
-        [image.id, image.split or "unused", image.equal, leak.name]
-        for leak in audit.leaks
-        for image in leak.images
+        [image.id, image.split, image.equal, leak.name] for leak in audit.leaks for image in leak.images
     ]
     counts = html.table(
         "Images that other sets hold out, in this store, by their pixels",
@@ -298,7 +296,7 @@ def _leaks(audit: StoreAudit) -> Html:
     if not listed:
         return counts
     names = html.table(
-        "Their names here",
+        "Those that a model would learn from",
         ["id", "our split", "equal", "set"],
         listed[:LEAKS_LISTED],
         left=(0, 1, 2, 3),

@@ -190,6 +190,12 @@ def figures(items: Sequence[str], kind: str = "") -> Html:
     return Html(f'<div class="{f"figures {kind}".strip()}">{"".join(items)}</div>')
 
 
+def wide(item: str, label: str) -> Html:
+    """A picture too wide for a phone, where it keeps its size and scrolls by itself."""
+    name = escape(label, quote=True)
+    return Html(f'<div class="scroll wide" role="region" aria-label="{name}" tabindex="0">{item}</div>')
+
+
 def tiles(items: Sequence[str], panels: int) -> Html:
     """Small pictures of one to three panels each, as many in a row as fit."""
     width = {1: "one", 2: "two"}.get(panels, "three")

@@ -75,6 +75,7 @@ footer { margin-top: 3rem; padding-bottom: 2rem; color: var(--soft); font-size: 
   h2 { font-size: 1.2rem; }
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: .45rem; }
+  .wide figure { width: 60rem; }
   .stacked, .stacked tbody { display: block; }
   .stacked thead, .stacked .bar { display: none; }
   .stacked tr { display: block; border-bottom: 1px solid var(--line); padding: .4rem 0; }
