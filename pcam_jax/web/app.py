@@ -164,7 +164,8 @@ class Service:
 
     def _read(self, uploads: Sequence[Upload], wanted: Wanted, preview: bool) -> _Read:
         files = unzipped(uploads, self.limits)
-        if sum(map(pixels_of, files)) > self.limits.request_pixels:
+        shape = self.model.image_shape
+        if sum(pixels_of(file, shape) for file in files) > self.limits.request_pixels:
             raise Refusal(
                 413,
                 f"The pictures have more than {self.limits.request_pixels:,} pixels together: send fewer at once.",

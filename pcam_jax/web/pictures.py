@@ -12,6 +12,7 @@ from PIL import Image
 from pcam_jax.data.images import decode_image
 from pcam_jax.data.raw.picture import decode_picture, picture_size
 from pcam_jax.data.raw.record import RecordFault
+from pcam_jax.data.raw.tif import find_plain_strip
 from pcam_jax.web.limits import Limits, in_mebibytes
 from pcam_jax.web.uploads import Upload, kind_of
 
@@ -105,7 +106,7 @@ def read_picture(upload: Upload, intake: Intake, limits: Limits, *, preview: boo
     if kind == "jpeg" and content.count(b"\xff\xda") > MOST_SCANS:
         raise Unusable(422, f"The JPEG has more than {MOST_SCANS} scans: save it again.")
     try:
-        height, width = picture_size(content)
+        height, width = _size(content, intake.image_shape)
         if height * width > limits.pixels:
             raise Unusable(
                 413, f"The picture has {width} x {height} pixels: at most {limits.pixels:,} are taken."
@@ -132,15 +133,22 @@ def read_picture(upload: Upload, intake: Intake, limits: Limits, *, preview: boo
     return Picture(upload.name, height, width, cut(pixels, grid, wanted), grid, shown)
 
 
-def pixels_of(upload: Upload) -> int:
-    """Pixels by the header alone; 0 where it tells none."""
+def pixels_of(upload: Upload, image_shape: tuple[int, int, int]) -> int:
+    """Pixels by the header alone, 0 where it tells none; a tif of the model's own shape is told at once."""
     if upload.error or kind_of(upload.content) is None:
         return 0
     try:
-        height, width = picture_size(upload.content)
+        height, width = _size(upload.content, image_shape)
     except RecordFault:
         return 0
     return height * width
+
+
+def _size(content: bytes, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    # ten times as fast as opening it with Pillow, for what most requests hold
+    if find_plain_strip(content, image_shape) is not None:
+        return image_shape[:2]
+    return picture_size(content)
 
 
 def tile_grid(height: int, width: int, patch: tuple[int, int, int], most: int) -> Grid:

@@ -19,7 +19,7 @@ from kaggle_source import tif_bytes
 from service import form
 
 from pcam_jax.web.limits import Limits, Refusal
-from pcam_jax.web.pictures import Intake, Unusable, corners, read_picture, tile_grid
+from pcam_jax.web.pictures import Intake, Unusable, corners, pixels_of, read_picture, tile_grid
 from pcam_jax.web.uploads import Upload, kind_of, receive, shown_name, unzipped
 
 SMALL = Limits(
@@ -167,6 +167,21 @@ def test_pictures_that_are_refused(content: bytes, status: int, words: str) -> N
         read_picture(Upload("a", content), INTAKE, SMALL)
     assert unusable.value.status == status
     assert "0x" not in unusable.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "pixels"),
+    [
+        (tif_bytes(np.zeros((12, 12, 3), np.uint8)), 144),
+        (tif_bytes(np.zeros((12, 12, 3), np.uint8))[:200], 144),  # what is cut off is said when it is read
+        (tif_bytes(np.zeros((40, 30, 3), np.uint8)), 1200),
+        (picture_files.png(size=(19, 16)), 304),
+        (b"II*\0" + bytes(20), 0),
+        (b"text", 0),
+    ],
+)
+def test_pixels_are_counted_by_the_header(content: bytes, pixels: int) -> None:
+    assert pixels_of(Upload("a", content), (12, 12, 3)) == pixels
 
 
 def test_pictures_are_resized_where_training_was() -> None:
