@@ -25,7 +25,7 @@ from pcam_jax.inference.starting_weights import load_starting_weights
 from pcam_jax.report.canvas import write_figure
 from pcam_jax.report.lr_figure import draw_lr_range
 from pcam_jax.run.command_line import ConfigCommand, options_for, parse_config_command
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.runtime.command import python_command, run_command
 from pcam_jax.runtime.errors import Interrupted, UserError
 from pcam_jax.runtime.files import atomic_write
@@ -149,7 +149,7 @@ def find_lr(
         with StopSignals() as stop, progress(steps, "learning rates", "step") as bar:
             say(f"Trying {steps} learning rates from {lowest:g} to {highest:g}.")
             for rate, arguments in zip(rates, batches.arguments(0, steps), strict=True):
-                lr_scale = accelerator.put(np.float32(rate), setup.everywhere)
+                lr_scale = sharding.put(np.float32(rate), setup.everywhere)
                 state, figures = advance(dataclasses.replace(state, lr_scale=lr_scale), *arguments)
                 if pending is not None:  # the step before: the device never waits
                     losses.append(float(pending))

@@ -44,7 +44,7 @@ from pcam_jax.run.command_line import ConfigCommand, parse_config_command
 from pcam_jax.run.folder import CHECKPOINTS, HISTORY, Run, create_run, describe_environment, write_result
 from pcam_jax.run.history import write_history
 from pcam_jax.run.tracking import Tracker, make_trackers
-from pcam_jax.runtime import accelerator, distributed
+from pcam_jax.runtime import accelerator, distributed, sharding
 from pcam_jax.runtime.command import run_command
 from pcam_jax.runtime.errors import Interrupted, UserError
 from pcam_jax.runtime.files import folder_lock
@@ -221,7 +221,7 @@ class _Training:
         self.state: TrainState = self.setup.make_state(weights)
         arrays = distributed.share_arrays(checkpoint.arrays if checkpoint else None)
         if arrays is not None:
-            self.state = accelerator.put(from_named_arrays(self.state, arrays), self.setup.everywhere)
+            self.state = sharding.put(from_named_arrays(self.state, arrays), self.setup.everywhere)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019  (one instance a process, which lives as long as the run)
     def _step(self, frozen: bool) -> Callable[..., tuple[TrainState, StepFigures]]:

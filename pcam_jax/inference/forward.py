@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from pcam_jax.data.loader import EvalLoader, ImageSource
 from pcam_jax.models.preprocess import Scheme
 from pcam_jax.models.registry import Net
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.runtime.signals import Stop
 from pcam_jax.training.steps import make_eval_step
 
@@ -28,13 +28,13 @@ class Forward:
     def __init__(self, net: Net, normalization: Scheme, mesh: Mesh) -> None:
         self._devices, self._outputs = mesh.size, net.outputs
         self._share = (0, 1)
-        if accelerator.spans_processes(mesh):
+        if sharding.spans_processes(mesh):
             self._share = (jax.process_index(), jax.process_count())
-        self._batch = accelerator.batch_sharding(mesh)
+        self._batch = sharding.batch_sharding(mesh)
         # the result is wanted whole on the host of every process
         self._step = jax.jit(
             make_eval_step(net, normalization),
-            out_shardings=accelerator.replicated(mesh),
+            out_shardings=sharding.replicated(mesh),
             compiler_options=accelerator.compiler_options(),
         )
 
@@ -48,7 +48,7 @@ class Forward:
 
     def place(self, images: np.ndarray) -> jax.Array:
         """A batch ``[B, H, W, 3] uint8``, or this process's share of one, on the devices."""
-        return accelerator.put(images, self._batch)
+        return sharding.put(images, self._batch)
 
     def run(self, weights: tuple[Any, Any], images: jax.Array) -> jax.Array:
         """Dispatch a placed batch without waiting; logits ``[B, outputs] float32``."""

@@ -18,7 +18,7 @@ from pcam_jax.models.registry import Net
 from pcam_jax.run.checkpoint import leaf_digest
 from pcam_jax.run.folder import Run, open_run
 from pcam_jax.run.operating_point import OperatingPoint, read_operating_point
-from pcam_jax.runtime import accelerator, distributed
+from pcam_jax.runtime import accelerator, distributed, sharding
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.runtime.signals import Stop
 from pcam_jax.training.averaging import keeps_average
@@ -66,7 +66,7 @@ class Predictor:
         tta: Tta = "none",
         remarks: Sequence[str] = (),
     ) -> None:
-        mesh = accelerator.make_local_mesh()  # several processes predict shares of their own
+        mesh = sharding.make_local_mesh()  # several processes predict shares of their own
         self.net = net
         self.normalization = normalization
         self.class_names = class_names
@@ -79,7 +79,7 @@ class Predictor:
         """How the training images were made (``size``, ``fit``), where that is known."""
         self.training_counts: list[int] = []
         """Training examples of each class, where known."""
-        self.weights = accelerator.put(weights, accelerator.replicated(mesh))
+        self.weights = sharding.put(weights, sharding.replicated(mesh))
         self._forward: Engine = Forward(net, normalization, mesh)
         self._outputs, self._image_shape = net.outputs, net.image_shape
         self.batch_size = BATCH_SIZE * mesh.size

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from pcam_jax.runtime import command
+from pcam_jax.runtime import command, sharding
 from pcam_jax.runtime.errors import Interrupted, UserError
 from pcam_jax.runtime.signals import StopSignals
 
@@ -212,12 +212,10 @@ class SharedStop:
     """
 
     def __init__(self, stop: StopSignals, mesh: Mesh) -> None:
-        from pcam_jax.runtime import accelerator
-
         self._stop = stop
         self._alone = jax.process_count() == 1
-        self._split = accelerator.batch_sharding(mesh)
-        self._largest = jax.jit(lambda signals: signals.max(), out_shardings=accelerator.replicated(mesh))
+        self._split = sharding.batch_sharding(mesh)
+        self._largest = jax.jit(lambda signals: signals.max(), out_shardings=sharding.replicated(mesh))
         self._pending: jax.Array | None = None
 
     def check(self) -> None:

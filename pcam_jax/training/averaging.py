@@ -20,7 +20,7 @@ from pcam_jax.config import Config, OptimizerConfig
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.models.preprocess import normalize
 from pcam_jax.models.registry import Net
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.runtime.signals import Stop
 from pcam_jax.training.batches import Batches
 from pcam_jax.training.optimizer import Optimizer
@@ -59,7 +59,7 @@ class EpochAverage:
     ) -> None:
         self._optimizer, self._config, self._batches = optimizer, config, batches
         self._count = min(-(-_EXAMPLES // order.batch_size), order.epoch_end_step(1))
-        self._everywhere = everywhere = accelerator.replicated(mesh)
+        self._everywhere = everywhere = sharding.replicated(mesh)
         self._averaged = jax.jit(self._next_params, out_shardings=everywhere)
         self._measure = jax.jit(
             batches.adapt(make_statistics_step(net, config)),
@@ -104,7 +104,7 @@ class EpochAverage:
 
     def _statistics(self, params: Any, batch_stats: Any, stop: Stop) -> Any:
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (batch_stats, batch_stats))
-        carry = (params, *accelerator.put((*zeros, np.zeros((), np.int32)), self._everywhere))
+        carry = (params, *sharding.put((*zeros, np.zeros((), np.int32)), self._everywhere))
         for arguments in self._batches.arguments(0, self._count):
             carry = self._measure(carry, *arguments)
             stop.check()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from pcam_jax.data.loader import TrainLoader
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.data.store import Store
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.training.steps import TrainStep, make_resident_step
 
 _SHARE_OF_FREE_MEMORY = 0.6  # the rest is for weights, activations and the compiler's scratch space
@@ -40,7 +40,7 @@ class HostBatches:
 
     def __init__(self, store: Store, positions: np.ndarray, order: TrainOrder, mesh: Mesh) -> None:
         self._store, self._positions, self._order = store, positions, order
-        self._sharding = accelerator.batch_sharding(mesh)
+        self._sharding = sharding.batch_sharding(mesh)
         self.waited_seconds = 0.0
 
     def adapt(self, step: TrainStep) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ class HostBatches:
         )
         for batch in loader:
             self.waited_seconds = loader.waited_seconds
-            yield accelerator.put((batch["images"], batch["labels"]), self._sharding)
+            yield sharding.put((batch["images"], batch["labels"]), self._sharding)
 
 
 class ResidentBatches:
@@ -66,12 +66,12 @@ class ResidentBatches:
 
     def __init__(self, store: Store, positions: np.ndarray, order: TrainOrder, mesh: Mesh) -> None:
         self._order = order
-        self._sharding = accelerator.batch_sharding(mesh)
+        self._sharding = sharding.batch_sharding(mesh)
         # rows that only make the shares even; no index points at them
         padded = np.resize(positions, -(-len(positions) // mesh.size) * mesh.size)
         mine = np.array_split(padded, jax.process_count())[jax.process_index()]
-        self._images = accelerator.put(store.gather(mine), self._sharding)
-        self._labels = accelerator.put(store.labels[mine], self._sharding)
+        self._images = sharding.put(store.gather(mine), self._sharding)
+        self._labels = sharding.put(store.labels[mine], self._sharding)
 
     def adapt(self, step: TrainStep) -> Callable[..., Any]:
         """The step behind a gather."""
@@ -83,7 +83,7 @@ class ResidentBatches:
         mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         for step in range(first, last):
             indices = self._order.indices(step)[mine].astype(np.int32)
-            yield self._images, self._labels, accelerator.put(indices, self._sharding)
+            yield self._images, self._labels, sharding.put(indices, self._sharding)
 
 
 def place_batches(

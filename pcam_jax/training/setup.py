@@ -11,7 +11,7 @@ import numpy as np
 from pcam_jax.config import Config
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.data.store import Store
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.training.averaging import EpochAverage, keeps_average
 from pcam_jax.training.batches import Batches, place_batches
 from pcam_jax.training.loss import balanced_weights
@@ -48,9 +48,9 @@ class Setup:
             config.data.sampling,
         )
         self.total_steps = self.order.epoch_end_step(config.train.epochs)
-        self.mesh = accelerator.make_mesh()
-        self.everywhere = accelerator.replicated(self.mesh)
-        accelerator.check_shares(config.train.batch_size, config.optimizer.accumulate_steps, self.mesh)
+        self.mesh = sharding.make_mesh()
+        self.everywhere = sharding.replicated(self.mesh)
+        sharding.check_shares(config.train.batch_size, config.optimizer.accumulate_steps, self.mesh)
         self._shapes = jax.eval_shape(self.net.init, jax.random.key(0))
         self.frozen_epochs = min(config.optimizer.freeze_epochs, config.train.epochs)
         self.optimizer: Optimizer = make_optimizer(
@@ -80,7 +80,7 @@ class Setup:
         if weights is None:
             draw = jax.jit(lambda key: self._state_of(self.net.init(key)), out_shardings=self.everywhere)
             return draw(jax.random.key(self.config.train.seed))
-        placed = accelerator.put(weights, self.everywhere)
+        placed = sharding.put(weights, self.everywhere)
         return jax.jit(self._state_of, out_shardings=self.everywhere)(placed)
 
     def _state_of(self, weights: Weights) -> TrainState:

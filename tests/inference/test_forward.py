@@ -15,7 +15,7 @@ import tiny
 from pcam_jax.data.store import Store, open_store
 from pcam_jax.inference.forward import Forward
 from pcam_jax.models.registry import build_model
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import sharding
 from pcam_jax.runtime.errors import Interrupted
 from pcam_jax.runtime.signals import StopSignals
 
@@ -24,10 +24,8 @@ from pcam_jax.runtime.signals import StopSignals
 def forward() -> tuple[Forward, Any]:
     tiny.register()
     net = build_model("tiny", image_shape=tiny.IMAGE_SHAPE, outputs=1)
-    mesh = accelerator.make_mesh()
-    return Forward(net, "unit", mesh), accelerator.put(
-        net.init(jax.random.key(0)), accelerator.replicated(mesh)
-    )
+    mesh = sharding.make_mesh()
+    return Forward(net, "unit", mesh), sharding.put(net.init(jax.random.key(0)), sharding.replicated(mesh))
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +78,11 @@ tiny.register()
 from pcam_jax.data.store import open_store
 from pcam_jax.inference.forward import Forward
 from pcam_jax.models.registry import build_model
-from pcam_jax.runtime import accelerator
-store, mesh = open_store(sys.argv[1]), accelerator.make_mesh()
+from pcam_jax.runtime import sharding
+store, mesh = open_store(sys.argv[1]), sharding.make_mesh()
 net = build_model("tiny", image_shape=tiny.IMAGE_SHAPE, outputs=1)
 run = Forward(net, "unit", mesh)
-weights = accelerator.put(net.init(jax.random.key(0)), accelerator.replicated(mesh))
+weights = sharding.put(net.init(jax.random.key(0)), sharding.replicated(mesh))
 assert run.batch_size(9) == 16
 np.save(sys.argv[2], run.logits(weights, run.loader(store, np.arange(37), 9)))
 """

@@ -12,21 +12,6 @@ import pytest
 from pcam_jax.runtime import accelerator
 from pcam_jax.runtime.errors import UserError
 
-MANY_DEVICES = """
-import jax, numpy as np
-jax.config.update("jax_num_cpu_devices", 8)
-from pcam_jax.runtime import accelerator
-mesh = accelerator.make_mesh()
-assert mesh.size == 8 and mesh.axis_names == ("data",)
-assert [device.id for device in mesh.devices] == sorted(device.id for device in jax.devices())
-rows = np.arange(16, dtype=np.int32)
-split = accelerator.put(rows, accelerator.batch_sharding(mesh))
-assert [shard.data.tolist() for shard in split.addressable_shards] == [[2 * i, 2 * i + 1] for i in range(8)]
-whole = accelerator.put({"a": rows}, accelerator.replicated(mesh))["a"]
-assert all(shard.data.tolist() == rows.tolist() for shard in whole.addressable_shards)
-print(accelerator.device_summary())
-"""
-
 
 def run(script: str, **environment: str) -> str:
     return subprocess.run(
@@ -37,18 +22,6 @@ def run(script: str, **environment: str) -> str:
         check=True,
         timeout=120,
     ).stdout
-
-
-def test_a_mesh_keeps_the_order_of_devices_and_splits_rows_evenly() -> None:
-    assert run(MANY_DEVICES).startswith("8 x CPU")
-
-
-def test_put_gives_equal_arrays_of_the_same_dtype() -> None:
-    mesh = accelerator.make_mesh()
-    for value in (np.float32(3), np.arange(6, dtype=np.uint8).reshape(2, 3), np.zeros((0, 4), np.int32)):
-        placed = accelerator.put(value, accelerator.replicated(mesh))
-        assert placed.dtype == np.asarray(value).dtype
-        np.testing.assert_array_equal(placed, value)
 
 
 def test_compiler_options_are_accepted_by_this_jax() -> None:
@@ -95,10 +68,3 @@ def test_deterministic_kernels_cannot_come_too_late(monkeypatch: pytest.MonkeyPa
         accelerator.configure(deterministic=True)
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     accelerator.configure(deterministic=True)
-
-
-def test_a_batch_that_devices_cannot_share_is_refused() -> None:
-    mesh = accelerator.make_mesh()
-    accelerator.check_shares(12, 3, mesh)
-    with pytest.raises(UserError, match=r"train.batch_size is 10.*accumulate_steps.*multiple of 4"):
-        accelerator.check_shares(10, 4, mesh)

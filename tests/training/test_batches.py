@@ -10,7 +10,7 @@ import pytest
 
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.data.store import open_store
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.training.batches import HostBatches, ResidentBatches, place_batches
 
 
@@ -18,7 +18,7 @@ def pieces(store_path: Path, sampling: str) -> tuple:
     store = open_store(store_path)
     positions = np.flatnonzero(store.labels >= 0)[::3]
     order = TrainOrder(store.labels[positions], 8, 3, sampling)  # type: ignore[arg-type]
-    return store, positions, order, accelerator.make_mesh()
+    return store, positions, order, sharding.make_mesh()
 
 
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])
@@ -78,13 +78,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.data.store import open_store
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import sharding
 from pcam_jax.training.batches import HostBatches, ResidentBatches
 store = open_store(sys.argv[1])
 positions = np.flatnonzero(store.labels >= 0)[:59]
 order = TrainOrder(len(positions), 16, 0)
-mesh = accelerator.make_mesh()
-split = accelerator.batch_sharding(mesh)
+mesh = sharding.make_mesh()
+split = sharding.batch_sharding(mesh)
 host, resident = (kind(store, positions, order, mesh) for kind in (HostBatches, ResidentBatches))
 take = jax.jit(resident.adapt(lambda state, images, labels: (images, labels)), out_shardings=split)
 for step, (sent, indexed) in enumerate(zip(host.arguments(0, 5), resident.arguments(0, 5))):
