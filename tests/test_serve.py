@@ -26,9 +26,11 @@ from service import Reply, Service, form, read_reply
 
 from pcam_jax.data.store import open_store
 from pcam_jax.inference.predictor import Predictor
+from pcam_jax.run.operating_point import OperatingPoint, write_operating_point
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.serve import newest_run
 from pcam_jax.web import api
+from pcam_jax.web.model import ServedModel
 
 Verb = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -218,6 +220,21 @@ def test_several_runs_give_their_mean_and_their_spread(
             assert result["uncertainty"]["highest"] == pytest.approx(both[:, number].max(), rel=1e-4)
         # the second signal is one too many to wait for, the first is enough here
         assert service.stop(signal.SIGINT) == 130
+
+
+def test_what_a_threshold_means_is_told_of_the_run_it_was_counted_for(tiny_run: Path, tmp_path: Path) -> None:
+    counted = Path(shutil.copytree(tiny_run, tmp_path / "counted"))
+    step = Predictor.load(tiny_run).step
+    write_operating_point(counted, OperatingPoint(threshold=0.5, meaning="Few are missed.", step=step))
+
+    def meaning(*runs: Path, **options: Any) -> str:
+        model = ServedModel(runs, **options)
+        model.close(10)
+        return model.meaning
+
+    assert meaning(counted) == "Few are missed."
+    assert meaning(counted, threshold=0.4) == ""
+    assert meaning(counted, tiny_run) == ""
 
 
 def test_an_exported_model_answers_without_its_run(

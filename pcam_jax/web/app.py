@@ -389,7 +389,7 @@ def _facts(service: Service, version: str) -> dict[str, Any]:
         "central_side": model.central_side,
         "threshold": model.threshold,
         "criterion": model.criterion,
-        "meaning": model.point.meaning if model.threshold == model.point.threshold else "",
+        "meaning": model.meaning,
         "temperature": [one.operating_point.temperature for one in model.predictors],
         "tta": model.tta,
         "views": views * len(model.predictors),

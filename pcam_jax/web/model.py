@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from pcam_jax.inference.artifact import ExportedPredictor
 from pcam_jax.inference.averaging import load_predictors
+from pcam_jax.inference.predictor import ExportedPredictor
 from pcam_jax.inference.saliency import Saliency, central_side
 from pcam_jax.metrics.recalibration import apply_temperature
 from pcam_jax.run.folder import CONFIG, open_run
@@ -89,6 +89,9 @@ class ServedModel:
             self.threshold, self.criterion = 0.5, "default of the mean of several runs"
         else:
             self.threshold, self.criterion = self.point.threshold, self.point.criterion
+        # what a threshold means was counted for one run's own, and says nothing about a mean
+        own = len(self.predictors) == 1 and self.threshold == self.point.threshold
+        self.meaning = self.point.meaning if own else ""
         self.intake, self.cards, self.facts = self._records([Path(path) for path in paths])
         row_bytes = int(np.prod(self.image_shape))
         self._patches = Batcher(
