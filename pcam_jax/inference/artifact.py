@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from pcam_jax.inference.predictor import BATCH_SIZE, Predictor, Tta
 from pcam_jax.models.pretrained import fit_tensors
 from pcam_jax.models.registry import Net, build_model
 from pcam_jax.models.weight_files import read_weight_file
@@ -113,68 +112,40 @@ def read_manifest(path: str | Path) -> Manifest:
         raise UserError(f"{folder / MANIFEST} is damaged ({error}): export the model again.") from None
 
 
-def load_artifact(path: str | Path, *, tta: Tta = "none") -> Predictor:
-    """A predictor from an exported model alone.
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """An exported model ready to compute: either an engine, or a network and its weights.
+
+    Attributes:
+        manifest: what it says of itself.
+        engine: of a StableHLO or ONNX artifact.
+        net: of a safetensors artifact.
+        weights: its (params, batch_stats).
+    """
+
+    manifest: Manifest
+    engine: StableHlo | Onnx | None = None
+    net: Net | None = None
+    weights: tuple[Any, Any] | None = None
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Check an exported model and load it.
 
     Raises:
         UserError: see `read_manifest`; or a package that its kind needs is missing, or cannot read it.
     """
     manifest = read_manifest(path)
     file = Path(path) / FILES[manifest.kind]
-    predictor: Predictor
     if manifest.kind == "safetensors":
         net = _built(manifest)
-        scheme = manifest.values["input"]["normalization"]
-        predictor = Predictor(
-            net,
-            _read_weights(net, file, manifest.values["model"]["weight_names"]),
-            scheme,
-            manifest.class_names,
-            manifest.operating_point,
-            tta=tta,
-        )
-    else:
-        engine = _StableHlo(file, manifest) if manifest.kind == "stablehlo" else _Onnx(file)
-        predictor = ExportedPredictor(engine, manifest, tta)
-    predictor.step = manifest.values["training"]["step"]
-    predictor.prepared = dict(manifest.values["training"]["prepared"])
-    predictor.training_counts = list(manifest.values["training"]["examples_by_class"])
-    chosen = manifest.operating_point
-    if chosen.criterion not in ("default", "fixed") and chosen.tta != tta:
-        predictor.remarks.append(
-            f"the threshold was chosen with --tta {chosen.tta} and is used with --tta {tta}"
-        )
-    return predictor
+        weights = _read_weights(net, file, manifest.values["model"]["weight_names"])
+        return Artifact(manifest, net=net, weights=weights)
+    engine = StableHlo(file, manifest) if manifest.kind == "stablehlo" else Onnx(file)
+    return Artifact(manifest, engine=engine)
 
 
-class ExportedPredictor(Predictor):
-    """A predictor whose network is an exported function: it has no `net` to look into, and else does all.
-
-    Args:
-        engine: what computes.
-        manifest: of the artifact.
-        tta: test-time augmentation.
-    """
-
-    def __init__(self, engine: _StableHlo | _Onnx, manifest: Manifest, tta: Tta) -> None:
-        self.normalization = manifest.values["input"]["normalization"]
-        self.class_names = manifest.class_names
-        self.operating_point = manifest.operating_point
-        self.tta = tta
-        self.remarks = []
-        self.weights = ({}, {})
-        self.engine = engine
-        self._forward = engine
-        self._outputs, self._image_shape = manifest.outputs, manifest.image_shape
-        self.batch_size = BATCH_SIZE
-        self._digest = manifest.values["digest"]
-
-    def fingerprint(self) -> str:
-        """See `Predictor.fingerprint`."""
-        return f"{self._digest} {self.tta} {self.batch_size}"
-
-
-class _StableHlo:
+class StableHlo:
     """An exported JAX function on the first device."""
 
     def __init__(self, file: Path, manifest: Manifest) -> None:
@@ -198,6 +169,7 @@ class _StableHlo:
         self._device = jax.local_devices()[0]
 
     def place(self, images: np.ndarray) -> jax.Array:
+        """A batch ``[B, H, W, 3] uint8`` where the function takes it."""
         return jax.device_put(images, self._device)
 
     def answer(self, images: Any) -> dict[str, Any]:
@@ -205,10 +177,11 @@ class _StableHlo:
         return dict(zip(OUTPUTS, self._call(images), strict=True))
 
     def run(self, weights: tuple[Any, Any], images: jax.Array) -> jax.Array:
+        """Logits ``[B, outputs] float32`` of a placed batch; the weights are inside."""
         return self.answer(images)["logits"]
 
 
-class _Onnx:
+class Onnx:
     """An ONNX graph in onnxruntime."""
 
     def __init__(self, file: Path) -> None:
@@ -225,6 +198,7 @@ class _Onnx:
             ) from None
 
     def place(self, images: np.ndarray) -> Any:
+        """A batch ``[B, H, W, 3] uint8`` where the function takes it."""
         return np.asarray(images)
 
     def answer(self, images: Any) -> dict[str, Any]:
@@ -233,6 +207,7 @@ class _Onnx:
         return dict(zip(OUTPUTS, found, strict=True))
 
     def run(self, weights: tuple[Any, Any], images: Any) -> Any:
+        """Logits ``[B, outputs] float32`` of a placed batch; the weights are inside."""
         return self.answer(images)["logits"]
 
 

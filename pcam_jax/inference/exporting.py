@@ -22,11 +22,9 @@ from pcam_jax.inference.artifact import (
     FORMAT_VERSION,
     MANIFEST,
     OUTPUTS,
-    ExportedPredictor,
-    load_artifact,
     manifest_digest,
 )
-from pcam_jax.inference.predictor import Predictor, build_run_net, load_weights
+from pcam_jax.inference.predictor import ExportedPredictor, Predictor, build_run_net, load_weights
 from pcam_jax.inference.saliency import central_side
 from pcam_jax.models.platform import portable_formulations
 from pcam_jax.models.pretrained import to_torchvision, write_safetensors
@@ -278,7 +276,7 @@ def _verify(folder: Path, reference: Predictor, images: np.ndarray) -> float:
         UserError: it is above `TOLERANCE`, or a decision differs without being on the threshold.
     """
     expected = reference(images)
-    loaded = load_artifact(folder)
+    loaded = Predictor.load(folder)
     pairs = [(loaded(images), expected)]
     if isinstance(loaded, ExportedPredictor):
         first = 0

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from pcam_jax.data.loader import EvalLoader, ImageSource
+from pcam_jax.inference.artifact import Artifact, Onnx, StableHlo, is_artifact, open_artifact
 from pcam_jax.inference.forward import Collector, Forward
 from pcam_jax.metrics.recalibration import apply_temperature
 from pcam_jax.models.registry import Net
@@ -97,11 +98,9 @@ class Predictor:
         Raises:
             UserError: it is neither, a run without a readable checkpoint, or an artifact that was altered.
         """
-        from pcam_jax.inference import artifact
-
         accelerator.configure()
-        if artifact.is_artifact(path):
-            return artifact.load_artifact(path, tta=tta)
+        if is_artifact(path):
+            return _of_artifact(open_artifact(path), tta)
         run = open_run(path)
         net = build_run_net(run)
         weights, step, remarks = load_weights(run, net)
@@ -217,6 +216,53 @@ class Predictor:
         return tuple(range(8 if square else 4))
 
 
+class ExportedPredictor(Predictor):
+    """A predictor whose network is an exported function: it has no `net` to look into, and else does all.
+
+    Args:
+        engine: what computes.
+        artifact: where it is from.
+        tta: test-time augmentation.
+    """
+
+    def __init__(self, engine: StableHlo | Onnx, artifact: Artifact, tta: Tta) -> None:
+        manifest = artifact.manifest
+        self.normalization = manifest.values["input"]["normalization"]
+        self.class_names = manifest.class_names
+        self.operating_point = manifest.operating_point
+        self.tta = tta
+        self.remarks = []
+        self.weights = ({}, {})
+        self.engine = engine
+        self._forward = engine
+        self._outputs, self._image_shape = manifest.outputs, manifest.image_shape
+        self.batch_size = BATCH_SIZE
+        self._digest = manifest.values["digest"]
+
+    def fingerprint(self) -> str:
+        """See `Predictor.fingerprint`."""
+        return f"{self._digest} {self.tta} {self.batch_size}"
+
+
+def _of_artifact(artifact: Artifact, tta: Tta) -> Predictor:
+    """A predictor from an exported model alone."""
+    manifest, point = artifact.manifest, artifact.manifest.operating_point
+    predictor: Predictor
+    if artifact.engine is not None:
+        predictor = ExportedPredictor(artifact.engine, artifact, tta)
+    else:
+        assert artifact.net is not None
+        assert artifact.weights is not None
+        scheme = manifest.values["input"]["normalization"]
+        predictor = Predictor(artifact.net, artifact.weights, scheme, manifest.class_names, point, tta=tta)
+    training = manifest.values["training"]
+    predictor.step = training["step"]
+    predictor.prepared = dict(training["prepared"])
+    predictor.training_counts = list(training["examples_by_class"])
+    predictor.remarks += _other_tta(point, tta)
+    return predictor
+
+
 def batch_shares(count: int, batch_size: int, parts: int) -> list[tuple[int, int]]:
     """Cut ``count`` examples into consecutive parts, [first, last) of each, along the bounds of batches.
 
@@ -277,6 +323,10 @@ def _stale(point: OperatingPoint, step: int, tta: Tta) -> list[str]:
             f"the temperature and threshold were chosen for step {point.step}, but the best weights are now those of "
             f"step {step}: evaluate the run again"
         ]
+    return _other_tta(point, tta)
+
+
+def _other_tta(point: OperatingPoint, tta: Tta) -> list[str]:
     if point.criterion not in ("default", "fixed") and point.tta != tta:
         return [f"the threshold was chosen with --tta {point.tta} and is used with --tta {tta}"]
     return []
