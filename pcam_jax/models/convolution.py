@@ -81,7 +81,7 @@ def conv2d(
     if x.dtype == jnp.bfloat16 and window_dot.works_here():
         return _conv2d_by_windows(x, kernel, stride, pads)
     dtype = arithmetic_dtype(x.dtype, kernel.shape)
-    return _conv2d_on_cpu(x.astype(dtype), kernel.astype(dtype), stride, pads).astype(x.dtype)
+    return conv2d_on_cpu(x.astype(dtype), kernel.astype(dtype), stride, pads).astype(x.dtype)
 
 
 def arithmetic_dtype(dtype: DTypeLike, kernel: tuple[int, ...]) -> DTypeLike:
@@ -94,7 +94,8 @@ def arithmetic_dtype(dtype: DTypeLike, kernel: tuple[int, ...]) -> DTypeLike:
     return jnp.float32 if without_units and kernel[:2] != (1, 1) else dtype
 
 
-def _conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+    """`conv2d` without groups, in the form that a CPU runs fastest."""
     height, width = kernel.shape[:2]
     if (height, width) == (1, 1):
         return conv_as_dot(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
@@ -117,7 +118,7 @@ def _conv2d_by_windows(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads)
     if stride > 1 and height % stride == width % stride == 0:
         size = [output_size(x.shape[axis + 1], kernel.shape[axis], stride, pads[axis]) for axis in (0, 1)]
         wanted = [length + side // stride - 1 for length, side in zip(size, (height, width), strict=True)]
-        x, kernel = _image_blocks(x, stride, wanted, pads), _kernel_blocks(kernel, stride)
+        x, kernel = image_blocks(x, stride, wanted, pads), kernel_blocks(kernel, stride)
         return window_dot.conv_window_dot(x, kernel, 1, _NO_PADS)
     return window_dot.conv_window_dot(x, kernel, stride, pads)
 
@@ -190,13 +191,13 @@ def conv_blocks(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax
     """
     if kernel.shape[2] > _MOST_FEW_CHANNELS:
         return conv_plain(x, kernel, stride, pads)
-    return _over_blocks(x, kernel, stride, pads)
+    return over_blocks(x, kernel, stride, pads)
 
 
 def _blocks_forward(
     x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
 ) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]]]:
-    return jax.vjp(lambda x, kernel: _over_blocks(x, kernel, stride, pads), x, kernel)
+    return jax.vjp(lambda x, kernel: over_blocks(x, kernel, stride, pads), x, kernel)
 
 
 def _blocks_backward(
@@ -208,23 +209,23 @@ def _blocks_backward(
 conv_blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-def _over_blocks(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def over_blocks(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """The convolution of stride 1 over blocks of ``stride * stride`` pixels."""
     size = [output_size(x.shape[axis + 1], kernel.shape[axis], stride, pads[axis]) for axis in (0, 1)]
     blocks = [side // stride for side in kernel.shape[:2]]
-    kernel = _kernel_blocks(kernel, stride)
+    kernel = kernel_blocks(kernel, stride)
     wanted = [length + side - 1 for length, side in zip(size, blocks, strict=True)]
     shape = (x.shape[0], *wanted, kernel.shape[2])
     tile = winograd.best_tile(shape, kernel.shape, _NO_PADS)
     if tile is None:
-        return conv_plain(_image_blocks(x, stride, wanted, pads), kernel, 1, _NO_PADS)
+        return conv_plain(image_blocks(x, stride, wanted, pads), kernel, 1, _NO_PADS)
     # Whole tiles are cut from the padding that is added here anyway.
     whole = [-(-length // tile) * tile + side - 1 for length, side in zip(size, blocks, strict=True)]
-    x = _image_blocks(x, stride, whole, pads)
+    x = image_blocks(x, stride, whole, pads)
     return winograd.conv_winograd(x, kernel, ((0, wanted[0] - whole[0]), (0, wanted[1] - whole[1])), tile)
 
 
-def _image_blocks(x: jax.Array, stride: int, size: list[int], pads: Pads) -> jax.Array:
+def image_blocks(x: jax.Array, stride: int, size: list[int], pads: Pads) -> jax.Array:
     """Space to depth: ``[B, H, W, C]``, zeros before as in pads, -> ``[B, *size, s * s * C]``."""
     batch, height, width, channels = x.shape
     ends = [
@@ -236,7 +237,7 @@ def _image_blocks(x: jax.Array, stride: int, size: list[int], pads: Pads) -> jax
     return jnp.concatenate([x[:, :, row] for row in range(stride)], axis=-1)
 
 
-def _kernel_blocks(kernel: jax.Array, stride: int) -> jax.Array:
+def kernel_blocks(kernel: jax.Array, stride: int) -> jax.Array:
     """``[s * kh, s * kw, C_in, C_out]`` -> ``[kh, kw, s * s * C_in, C_out]``."""
     height, width, inputs, outputs = kernel.shape
     kernel = kernel.reshape(height // stride, stride, width // stride, stride, inputs, outputs)
@@ -356,7 +357,7 @@ def _phase(
         low = taps.shape[axis] - 1 - ahead
         ends.append((low, size[axis] + taps.shape[axis] - 1 - low - grad.shape[axis + 1], 0))
     padded = lax.pad(grad, jnp.zeros((), grad.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
-    return _conv2d_on_cpu(padded, jnp.flip(taps, (0, 1)).transpose(0, 1, 3, 2), 1, _NO_PADS)
+    return conv2d_on_cpu(padded, jnp.flip(taps, (0, 1)).transpose(0, 1, 3, 2), 1, _NO_PADS)
 
 
 def depthwise_as_sum(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:

@@ -45,7 +45,7 @@ def make(case: Case) -> Contender:
         "params": net.param_count,
         "flops_per_image": _flops(dataclasses.replace(case, precision="float32")),
     }
-    return Contender(run, lambda: _matmul(case.precision), facts)
+    return Contender(run, lambda: matmul(case.precision), facts)
 
 
 def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
@@ -105,7 +105,7 @@ def _flops(case: Case) -> float:
         return jax.jit(task).lower(params, batch_stats, x).cost_analysis()["flops"] / 8
 
 
-def _matmul(precision: str) -> Any:
+def matmul(precision: str) -> Any:
     a = jnp.ones((MATMUL_SIDE, MATMUL_SIDE), jnp.dtype(precision))
     product = jax.jit(
         lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32),
