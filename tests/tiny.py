@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ import pandas as pd
 IMAGE_SHAPE = (12, 12, 3)
 FIGURES_OF_TIME = ("seconds", "images_per_second", "wait_share")
 """Columns of history.csv that two equal runs need not share."""
+
+
+def cut(run: Path, target: Path, step: int) -> Path:
+    """A run as it was when a step had just been saved."""
+    shutil.copytree(run, target)
+    (target / "result.json").unlink()
+    for folder in (target / "checkpoints").iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+    return target
 
 
 def tiny_net(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -79,21 +78,11 @@ def test_other_numbers_of_devices_agree_with_one(
     assert_close(one, on_devices(tmp_path / "run", devices, data__placement=placement))
 
 
-def cut(run: Path, target: Path, step: int) -> Path:
-    """A run as it was when a step had just been saved."""
-    shutil.copytree(run, target)
-    (target / "result.json").unlink()
-    for folder in (target / "checkpoints").iterdir():
-        if int(folder.name) > step:
-            shutil.rmtree(folder)
-    return target
-
-
 def test_eight_devices_saved_and_one_goes_on(
     eight: Path, one: Path, tmp_path: Path, train_tiny: Train
 ) -> None:
     said: list[str] = []
-    run = cut(eight, tmp_path / "moved", 8)
+    run = tiny.cut(eight, tmp_path / "moved", 8)
     train_tiny(run, resume=True, say=said.append, **SETTINGS)
     assert "Resuming at step 8 of 16." in said
     assert_close(run, eight)
@@ -103,7 +92,7 @@ def test_eight_devices_saved_and_one_goes_on(
 def test_one_device_saved_and_several_go_on(
     one: Path, on_devices: Callable[..., Path], tmp_path: Path, devices: int
 ) -> None:
-    assert_close(on_devices(cut(one, tmp_path / "moved", 8), devices, "--resume"), one)
+    assert_close(on_devices(tiny.cut(one, tmp_path / "moved", 8), devices, "--resume"), one)
 
 
 def test_what_eight_devices_trained_predicts_alike_on_one(

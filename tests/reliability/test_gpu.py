@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -66,16 +65,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory, train: Callable[..., None
     return run
 
 
-def cut(run: Path, target: Path, step: int) -> Path:
-    """A run as it was when a step had just been saved."""
-    shutil.copytree(run, target)
-    (target / "result.json").unlink()
-    for folder in (target / "checkpoints").iterdir():
-        if int(folder.name) > step:
-            shutil.rmtree(folder)
-    return target
-
-
 @pytest.mark.parametrize("programs", ["kept", "compiled anew"])
 def test_a_resumed_run_is_the_run_bit_for_bit(
     train: Callable[..., None], straight: Path, tmp_path: Path, programs: str
@@ -83,7 +72,7 @@ def test_a_resumed_run_is_the_run_bit_for_bit(
     environment = dict(os.environ)
     if programs == "compiled anew":  # the choice of kernels must not lie in the cache alone
         environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "xla")
-    run = cut(straight, tmp_path / "run", 10)
+    run = tiny.cut(straight, tmp_path / "run", 10)
     train(run, "--resume", env=environment)
     assert not tiny.differing_arrays(tiny.final_arrays(run), tiny.final_arrays(straight))
     assert tiny.same_history(run, straight)
@@ -100,6 +89,6 @@ def test_a_gpus_run_predicts_and_goes_on_on_the_cpu(
         assert done.returncode == 0, done.stderr
         probs.append(pd.read_csv(output)["label"].to_numpy())
     np.testing.assert_allclose(probs[0], probs[1], atol=2e-3)  # a GPU may multiply in TF32
-    run = cut(straight, tmp_path / "run", 10)
+    run = tiny.cut(straight, tmp_path / "run", 10)
     train(run, "--resume", env=on_cpu)
     assert [row["epoch"] for row in open_run(run).history()] == [1, 2, 3]

@@ -141,16 +141,6 @@ def assert_close(run: Path, other: Path) -> None:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def cut(run: Path, target: Path, step: int) -> Path:
-    """A run as it was when a step had just been saved."""
-    shutil.copytree(run, target)
-    (target / "result.json").unlink()
-    for folder in (target / "checkpoints").iterdir():
-        if int(folder.name) > step:
-            shutil.rmtree(folder)
-    return target
-
-
 def test_two_processes_train_as_one_and_the_first_alone_writes(
     together: Callable[..., Group], tiny_store: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -162,7 +152,7 @@ def test_two_processes_train_as_one_and_the_first_alone_writes(
     assert any("2 x CPU" in line and "in 2 processes" in line for line in group.said[0])
     assert not [line for line in group.said[1] if "Gloo" not in line]
     # and one goes on with what two began, in the same order
-    run = cut(tmp_path / "machine0/run", tmp_path / "moved", 8)
+    run = tiny.cut(tmp_path / "machine0/run", tmp_path / "moved", 8)
     resumed = together(1, "train", "--workdir", run, "--resume", *options(tiny_store))
     assert resumed.codes() == [0]
     assert "Resuming at step 8 of 16." in resumed.said[0]
@@ -172,7 +162,7 @@ def test_two_processes_train_as_one_and_the_first_alone_writes(
 def test_four_processes_go_on_with_what_one_began(
     together: Callable[..., Group], tiny_store: Path, alone: Path, tmp_path: Path
 ) -> None:
-    run = cut(alone, tmp_path / "moved", 8)
+    run = tiny.cut(alone, tmp_path / "moved", 8)
     settings = options(tiny_store, data__placement="device")
     group = together(4, "train", "--workdir", run, "--resume", *settings)
     assert group.codes() == [0] * 4, group.said
