@@ -1,11 +1,12 @@
 """Images/s of whole epochs through the train command, beside the bare step and Keras's fit on PNG folders.
 
     python scripts/bench_end_to_end.py --models pcam_model1,pcam_model4 --peers keras --output end-to-end
-    python scripts/bench_end_to_end.py --counts 10000,50000,220025 --models pcam_model4 --output full-size
+    python scripts/bench_end_to_end.py --counts 10000,50000,220025 --epochs 1 --rounds 1 --predict --output full-size
 
 The contenders of a cell take turns, round by round. Each round of the train command is a run of its own in a
 process of its own, of which the last epoch counts: its training alone, and all of it with validation, checkpoint
-and history. With several counts the table shows whether the cost grows linearly.
+and history. With several counts the table shows whether the cost grows linearly, with --predict also that of the
+predict command over the whole store. A run of 300 patches before them fills the compilation cache.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any, ClassVar
 from PIL import Image
 from throughput import record
 from throughput.case import Case
+from throughput.keras_fit import MISSING
+from throughput.memory import MemoryWatch
 from throughput.rounds import Worker
 
 import pcam_jax
@@ -43,11 +46,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="epochs of a run; the last is measured")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contender, in turns")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a round of the bare step")
+    parser.add_argument("--predict", action="store_true", help="predict the whole store after each run")
     parser.add_argument("--peers", default="", help="keras adds Keras's fit on PNG folders")
     parser.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
+        few = _generated(Path(scratch), 300)
+        for model in options.models.split(","):
+            _train(options, few, model, Path(scratch))
         for count in [0] if options.store else [int(count) for count in options.counts.split(",")]:
             store = options.store or _generated(Path(scratch), count)
             for model in options.models.split(","):
@@ -88,6 +95,17 @@ def _cell(options: argparse.Namespace, store: Path, model: str, scratch: Path) -
         {**facts, "contender": "bare step", "images_per_second": step, "rounds": bare.speeds},
         {**facts, "contender": "pcam_jax.train", "of_bare_step": ours["images_per_second"] / step, **ours},
     ]
+    if options.predict:
+        rows.append(
+            {
+                **facts,
+                "contender": "pcam_jax.predict",
+                "images_per_second": ours["predict_images_per_second"],
+                "command_seconds": ours["predict_seconds"],
+                "anonymous_mib": ours["predict_anonymous_mib"],
+                "rounds": [entry["predict_images_per_second"] for entry in epochs],
+            }
+        )
     for peer in peers:
         peer.stop()
         rows.append({**facts, "contender": peer.name, **peer.result(ours["images_per_second"])})
@@ -117,8 +135,10 @@ def _train(options: argparse.Namespace, store: Path, model: str, scratch: Path) 
         if process.wait() != 0:
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
         watch.join()
+        seconds = time.monotonic() - began
         with open(f"{workdir}/run/history.csv", newline="") as file:
             rows = list(csv.DictReader(file))
+        predicted = _predict(Path(workdir), store) if options.predict else {}
     stamps = [moment for moment, line in spoken if line.startswith("epoch")]
     last = rows[-1]
     return {
@@ -126,8 +146,28 @@ def _train(options: argparse.Namespace, store: Path, model: str, scratch: Path) 
         "wait_share": float(last["wait_share"]),
         "epoch_seconds": stamps[-1] - stamps[-2] if len(stamps) > 1 else float(last["seconds"]),
         "train_seconds": float(last["seconds"]),
-        "command_seconds": time.monotonic() - began,
+        "command_seconds": seconds,
         "anonymous_mib": watch.highest,
+        **predicted,
+    }
+
+
+def _predict(workdir: Path, store: Path) -> dict[str, float]:
+    """The predict command over a whole store, from its start to its end."""
+    command = [sys.executable, "-m", "pcam_jax.predict", str(workdir / "run"), str(store)]
+    command += ["--split", "all", "--output", str(workdir / "probs.csv")]
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    watch = MemoryWatch(process.pid)
+    watch.start()
+    if process.wait() != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    watch.join()
+    seconds = time.monotonic() - began
+    return {
+        "predict_seconds": seconds,
+        "predict_images_per_second": len(pcam_jax.open_store(store)) / seconds,
+        "predict_anonymous_mib": watch.highest,
     }
 
 
@@ -138,27 +178,6 @@ def _timed_lines(process: subprocess.Popen[str]) -> list[tuple[float, str]]:
     drain = threading.Thread(target=process.stderr.read, daemon=True)
     drain.start()
     return [(time.monotonic(), line) for line in process.stdout]
-
-
-class MemoryWatch(threading.Thread):
-    """The most memory a process held that is its own, without mapped files (RssAnon), in MiB."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self._status, self.highest = Path(f"/proc/{pid}/status"), 0.0
-
-    def run(self) -> None:
-        """Look until the process is gone."""
-        while True:
-            try:
-                lines = self._status.read_text().splitlines()
-            except (OSError, ProcessLookupError):
-                return
-            held = [int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")]
-            if not held:  # a zombie
-                return
-            self.highest = max(self.highest, *held)
-            time.sleep(0.05)
 
 
 class KerasFit:
@@ -193,14 +212,15 @@ class KerasFit:
         try:
             self._process.stdin.write("epoch\n")
             self._process.stdin.flush()
+            line = self._process.stdout.readline()
         except BrokenPipeError:
+            line = ""
+        if line:
+            self.speeds.append(float(line))
+        elif self._process.wait() == MISSING:
             self.error = "keras or tensorflow is not installed: pip install 'pcam-jax[peers]'"
-            return
-        line = self._process.stdout.readline()
-        if not line:
-            self.error = "keras or tensorflow is not installed: pip install 'pcam-jax[peers]'"
-            return
-        self.speeds.append(float(line))
+        else:
+            self.error = f"its process ended with {self._process.returncode}"
 
     def stop(self) -> None:
         """End its process."""

@@ -7,7 +7,6 @@ peak; there `conv2d` chooses among the forms below, which compute the same sums 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -99,8 +98,9 @@ def conv2d_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> j
     height, width = kernel.shape[:2]
     if (height, width) == (1, 1):
         return conv_as_dot(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
-    if stride > 1 and height % stride == width % stride == 0:
-        return conv_blocks(x, kernel, stride, pads)
+    few = kernel.shape[2] <= _MOST_FEW_CHANNELS
+    if few and stride > 1 and height % stride == width % stride == 0:
+        return over_blocks(x, kernel, stride, pads)
     if is_few_channels(kernel.shape):
         return conv_few_channels(x, kernel, stride, pads)
     if stride > 1:
@@ -183,34 +183,11 @@ def _pixel_dot_backward(saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> 
 pixel_dot.defvjp(_pixel_dot_forward, _pixel_dot_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv_blocks(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """A strided convolution whose stride divides its kernel: to be differentiated, one over blocks of pixels.
-
-    The gradients gain by that form, and so does an image of few channels; else XLA's own forward pass is faster.
-    """
-    if kernel.shape[2] > _MOST_FEW_CHANNELS:
-        return conv_plain(x, kernel, stride, pads)
-    return over_blocks(x, kernel, stride, pads)
-
-
-def _blocks_forward(
-    x: jax.Array, kernel: jax.Array, stride: int, pads: Pads
-) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]]]:
-    return jax.vjp(lambda x, kernel: over_blocks(x, kernel, stride, pads), x, kernel)
-
-
-def _blocks_backward(
-    stride: int, pads: Pads, pull_back: Callable[[jax.Array], tuple[jax.Array, jax.Array]], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return pull_back(grad)
-
-
-conv_blocks.defvjp(_blocks_forward, _blocks_backward)
-
-
 def over_blocks(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """The convolution of stride 1 over blocks of ``stride * stride`` pixels."""
+    """A convolution whose stride divides its kernel, as one of stride 1 over blocks of ``stride * stride`` pixels.
+
+    An image of few channels gains by it.
+    """
     size = [output_size(x.shape[axis + 1], kernel.shape[axis], stride, pads[axis]) for axis in (0, 1)]
     blocks = [side // stride for side in kernel.shape[:2]]
     kernel = kernel_blocks(kernel, stride)
