@@ -245,7 +245,7 @@ def _loaded(name: str, taken: int, wanted: int, prefix: str, outside: list[str])
 def _new_head(net: Net, head: str, outputs: int | None, present: bool) -> str:
     if not present:
         return f"The head ({head}) starts anew: the file has none."
-    if outputs is None:
+    if outputs in (None, net.outputs):
         return f"The head ({head}) starts anew: that of the file is made differently."
     text = f"The head ({head}) starts anew: outputs {net.outputs} here, {outputs} in the file"
     if outputs == 2 and net.outputs == 1:

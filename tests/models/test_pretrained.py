@@ -105,6 +105,7 @@ def test_a_common_prefix_is_removed(small, prefix):
         ),
         (lambda t: [t.pop(key) for key in ("fc.weight", "fc.bias")], "the file has none"),
         (lambda t: t.update({"fc.0.weight": t.pop("fc.weight")}), "made differently"),
+        (lambda t: t.update({"fc.weight": np.ones((7, 1024))}), "made differently"),
     ],
 )
 def test_a_head_that_does_not_fit_starts_anew_and_is_said(small, change, sentence):
