@@ -83,10 +83,11 @@ def main(argv: list[str]) -> None:
     from pcam_jax.data.images import open_images
     from pcam_jax.inference.averaging import load_predictors, mean_probabilities
     from pcam_jax.inference.parts import Parts, parse_shard
-    from pcam_jax.runtime import distributed
+    from pcam_jax.runtime import accelerator, distributed
 
     part, parts = parse_shard(command.shard)
 
+    accelerator.configure(split_cpu=True)
     predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
     _say_remarks(predictors)
     source, positions = open_images(place, predictors[0].image_shape, command.split, predictors[0].prepared)

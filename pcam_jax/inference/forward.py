@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pcam_jax.data.loader import EvalLoader, ImageSource
+from pcam_jax.models import shares
 from pcam_jax.models.preprocess import Scheme
 from pcam_jax.models.registry import Net
 from pcam_jax.runtime import accelerator, sharding
@@ -33,7 +34,7 @@ class Forward:
         self._batch = sharding.batch_sharding(mesh)
         # the result is wanted whole on the host of every process
         self._step = jax.jit(
-            make_eval_step(net, normalization),
+            shares.apart(mesh, make_eval_step(net, normalization), ("whole", "whole", "share"), "share"),
             out_shardings=sharding.replicated(mesh),
             compiler_options=accelerator.compiler_options(),
         )

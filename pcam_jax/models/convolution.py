@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from pcam_jax.models import window_dot, winograd
+from pcam_jax.models import shares, window_dot, winograd
 from pcam_jax.models.platform import prefers_cpu_formulations
 
 Padding = Literal["valid", "same"] | int
@@ -252,7 +252,7 @@ def _few_channels_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # In training several later steps need the map. A loop over the images makes XLA store it, where otherwise it
     # would be computed anew inside each of them.
-    if x.shape[0] == 1 or jax.device_count() > 1:
+    if x.shape[0] == 1 or shares.are_split():
         return conv_few_channels(x, kernel, stride, pads), (x, kernel)
     y = lax.map(lambda image: conv_few_channels(image[None], kernel, stride, pads)[0], x)
     return y, (x, kernel)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from pcam_jax.models import shares
 from pcam_jax.models.initializers import he_normal_fan_out, uniform_within
 from pcam_jax.models.layers import BatchNorm, Conv, Dense, Dropout, GlobalAvgPool, recorded
 
@@ -129,7 +130,7 @@ class InvertedResidual(nnx.Module):
         if train and self.drop_rate > 0:
             if key is None:
                 raise ValueError("a net with stochastic depth needs key= when train=True")
-            keep = jax.random.bernoulli(key, 1 - self.drop_rate, (x.shape[0], 1, 1, 1))
+            keep = shares.bernoulli(key, 1 - self.drop_rate, (x.shape[0], 1, 1, 1))
             y = y * (keep / (1 - self.drop_rate)).astype(y.dtype)
         return x + y
 

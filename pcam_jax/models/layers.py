@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from pcam_jax.models import conv_pool, convolution, initializers, pooling
+from pcam_jax.models import conv_pool, convolution, initializers, pooling, shares
 from pcam_jax.models.convolution import Padding
 from pcam_jax.models.initializers import Initializer
 from pcam_jax.runtime.errors import UserError
@@ -193,7 +193,7 @@ class Dense(nnx.Module):
 class BatchNorm(nnx.Module):
     """Normalisation over batch and space, statistics in float32 (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-    In a jitted step over a sharded batch the statistics are those of the global batch.
+    The statistics are those of the whole batch, also where several devices share it.
 
     Args:
         features: number of channels.
@@ -226,9 +226,9 @@ class BatchNorm(nnx.Module):
         if train:
             wide = x.astype(jnp.float32)
             axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.maximum((wide * wide).mean(axes) - mean * mean, 0.0)
-            count = x.size // x.shape[-1]
+            mean, square = shares.mean((wide.mean(axes), (wide * wide).mean(axes)))
+            var = jnp.maximum(square - mean * mean, 0.0)
+            count = x.size // x.shape[-1] * shares.count()
             spread = var * (count / max(count - 1, 1)) if self.bessel else var
             keep = self.momentum
             self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
@@ -257,7 +257,7 @@ class Dropout(nnx.Module):
             return x
         if key is None:
             raise ValueError("a net with dropout needs key= when train=True")
-        keep = jax.random.bernoulli(key, 1 - self.rate, x.shape)
+        keep = shares.bernoulli(key, 1 - self.rate, x.shape)
         return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros((), x.dtype))
 
 

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pcam_jax.models import shares
+
 # Interpolation points in the order they are taken; infinity is the last point of every set.
 _POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 _TILES = (2, 3, 4)
@@ -145,7 +147,7 @@ conv_winograd.defvjp(_conv_forward, _conv_backward)
 def count_parts(batch: int, bytes_per_image: int) -> int:
     """Into how many parts a batch is cut so that the intermediate values of one stay in cache."""
     # A loop over a batch that several devices share would move it between them.
-    if jax.device_count() > 1:
+    if shares.are_split():
         return 1
     most = max(1, _CACHE_BYTES // bytes_per_image)
     return batch // max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)

@@ -120,6 +120,7 @@ class Setup:
             class_weights=balanced_weights(labels, classes) if balanced else None,
             lr_factors=learning_rate_factors(self.config.optimizer, self.net.depths(), frozen=frozen),
             train_body=not frozen,
+            mesh=self.mesh,
         )
         return jax.jit(
             batches.adapt(step),

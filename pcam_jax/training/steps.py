@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from pcam_jax.augment.policy import make_augment
 from pcam_jax.config import Config
+from pcam_jax.models import shares
 from pcam_jax.models.preprocess import Scheme, normalize, standardize
 from pcam_jax.models.registry import Net
 from pcam_jax.training.loss import make_loss, predicted_class
@@ -33,6 +35,7 @@ def make_train_step(
     class_weights: tuple[float, ...] | None = None,
     lr_factors: Any = None,
     train_body: bool = True,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Build the training step.
 
@@ -47,6 +50,7 @@ def make_train_step(
         class_weights: factor of each class in the loss, or None.
         lr_factors: tree like params of floats that multiply each array's learning rate; None is all ones.
         train_body: without it only the head learns; the body keeps its weights and batch statistics.
+        mesh: devices that share each batch evenly.
 
     Returns:
         A function of (state, images ``[B, H, W, 3] uint8``, labels ``[B] int32``) to the next state and
@@ -63,6 +67,23 @@ def make_train_step(
         losses = loss_of(logits, targets)
         return jnp.mean(losses), (stats, jnp.sum(losses), logits)
 
+    def share_gradients(
+        params: Any, stats: Any, images: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> Any:
+        (_, (stats, loss_sum, logits)), grads = jax.value_and_grad(batch_loss, has_aux=True)(
+            params, stats, images, targets, key
+        )
+        return shares.mean(grads), stats, shares.total(loss_sum), logits
+
+    part_gradients = share_gradients
+    if mesh is not None:
+        part_gradients = shares.apart(
+            mesh,
+            share_gradients,
+            ("whole", "whole", "share", "share", "whole"),
+            ("whole", "whole", "whole", "share"),
+        )
+
     def gradients(state: TrainState, images: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
         """Mean gradient over the parts of the batch; a Python loop, since XLA's CPU convolutions crawl in scan."""
         stats, total, loss_sum, logits = state.batch_stats, None, jnp.zeros(()), []
@@ -71,7 +92,7 @@ def make_train_step(
         images, targets = dealt(images), dealt(targets)
         for part in range(parts):
             part_key = jax.random.fold_in(key, part)
-            (_, (stats, part_sum, part_logits)), grads = jax.value_and_grad(batch_loss, has_aux=True)(
+            grads, stats, part_sum, part_logits = part_gradients(
                 state.params, stats, images[:, part], targets[:, part], part_key
             )
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)

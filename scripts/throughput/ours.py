@@ -17,9 +17,10 @@ import numpy as np
 
 import pcam_jax
 from pcam_jax.config import Config, ModelConfig, TrainConfig
+from pcam_jax.models import shares
 from pcam_jax.models.platform import portable_formulations
 from pcam_jax.models.registry import Net, build_model
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.training.optimizer import make_optimizer
 from pcam_jax.training.state import initial_state
 from pcam_jax.training.steps import make_eval_step, make_train_step
@@ -28,7 +29,7 @@ from throughput.case import MATMUL_SIDE, Case, Contender, batches
 
 def make(case: Case) -> Contender:
     if case.system == "ours":
-        accelerator.configure()
+        accelerator.configure(split_cpu=case.task == "predict")
     plain = case.system == "ours-plain"
     options = {} if plain else accelerator.compiler_options()
     shape = (case.side, case.side, 3)
@@ -55,9 +56,13 @@ def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
     params, batch_stats = net.init(jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, 1_000_000, params)
     state = initial_state(params, batch_stats, optimizer.init(params), ema=False)
+    mesh = sharding.make_mesh()
+    split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    state = sharding.put(state, everywhere)
     step = jax.jit(
-        make_train_step(net, optimizer, config, classes=2),
+        make_train_step(net, optimizer, config, classes=2, mesh=mesh),
         donate_argnums=0,
+        out_shardings=everywhere,
         compiler_options=options,
     )
     feed = itertools.cycle(batches(case))
@@ -67,22 +72,25 @@ def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
         figures = {}
         for _ in range(steps):
             images, labels = next(feed)
-            state, figures = step(state, jnp.asarray(images), jnp.asarray(labels))
+            state, figures = step(state, *sharding.put((images, labels), split))
         jax.block_until_ready((state, figures))
 
     return run
 
 
 def _predict(case: Case, net: Net, options: dict[str, str]) -> Any:
-    weights = net.init(jax.random.key(0))
-    step = jax.jit(make_eval_step(net, "unit"), compiler_options=options)
+    mesh = sharding.make_mesh()
+    split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    weights = sharding.put(net.init(jax.random.key(0)), everywhere)
+    apart = shares.apart(mesh, make_eval_step(net, "unit"), ("whole", "whole", "share"), "share")
+    step = jax.jit(apart, out_shardings=everywhere, compiler_options=options)
     feed = itertools.cycle(batches(case))
 
     def run(steps: int) -> None:
         pending = None
         for _ in range(steps):
             images, _ = next(feed)
-            logits = step(*weights, jnp.asarray(images))
+            logits = step(*weights, sharding.put(images, split))
             if pending is not None:
                 np.asarray(jax.nn.sigmoid(pending))
             pending = logits

@@ -68,3 +68,21 @@ def test_deterministic_kernels_cannot_come_too_late(monkeypatch: pytest.MonkeyPa
         accelerator.configure(deterministic=True)
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
     accelerator.configure(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "devices"), [({}, 2), ({"JAX_NUM_CPU_DEVICES": "1"}, 1), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)]
+)
+def test_the_cpu_is_split_where_nothing_else_was_chosen(chosen, devices):
+    script = (
+        "import jax; from pcam_jax.runtime import accelerator; accelerator.configure(split_cpu=True);"
+        "accelerator.configure(); print(jax.device_count())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **chosen},
+        timeout=120,
+    )
+    assert done.stdout == f"{devices}\n", done.stderr
