@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import tyro
@@ -19,6 +20,7 @@ from pcam_jax.runtime.errors import Interrupted, UserError, require
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _TOKEN = "PCAM_JAX_TOKEN"
 _SHORTEST_TOKEN = 16
+_STOPPED = "Stopped; all requests that were taken are answered."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,16 @@ def _serve(
         [*LOCAL_HOSTS, *(name.lower() for name in command.allow_host)] if local or command.allow_host else []
     )
     app = create_app(service, token=token, hosts=hosts, root_path=root_path)
-    server = uvicorn.Server(
+    signals: list[int] = []
+
+    class Server(uvicorn.Server):
+        """uvicorn raises the signal again once it has closed, which asyncio may lose while it ends its loop."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            signals.append(sig)
+            super().handle_exit(sig, frame)
+
+    server = Server(
         uvicorn.Config(
             app,
             log_level="info" if command.access_log else "warning",
@@ -122,12 +133,14 @@ def _serve(
     except (Interrupted, KeyboardInterrupt) as stopped:
         warming.join(command.grace_seconds)
         if isinstance(stopped, Interrupted):
-            raise Interrupted(stopped.signum, "Stopped; all requests that were taken are answered.") from None
+            raise Interrupted(stopped.signum, _STOPPED) from None
         raise
     finally:
         service.begin_closing()
     if service.failure is not None:
         raise service.failure
+    if signals:
+        raise Interrupted(signals[0], _STOPPED)
 
 
 def newest_run(folder: Path) -> Path:
