@@ -106,7 +106,7 @@ def _serve(
     signals: list[int] = []
 
     class Server(uvicorn.Server):
-        """uvicorn raises the signal again once it has closed, which asyncio may lose while it ends its loop."""
+        """Remembers a signal: that uvicorn raises it again once it has closed did not end every process with it."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             signals.append(sig)
@@ -130,6 +130,8 @@ def _serve(
     warming.start()
     try:
         server.run(sockets=[listener])
+        if signals:
+            raise Interrupted(signals[0])
     except (Interrupted, KeyboardInterrupt) as stopped:
         warming.join(command.grace_seconds)
         if isinstance(stopped, Interrupted):
@@ -139,8 +141,6 @@ def _serve(
         service.begin_closing()
     if service.failure is not None:
         raise service.failure
-    if signals:
-        raise Interrupted(signals[0], _STOPPED)
 
 
 def newest_run(folder: Path) -> Path:

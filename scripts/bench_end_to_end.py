@@ -27,7 +27,7 @@ from PIL import Image
 from throughput import record
 from throughput.case import Case
 from throughput.keras_fit import MISSING
-from throughput.memory import MemoryWatch
+from throughput.memory import MemoryWatch, run_watched
 from throughput.rounds import Worker
 
 import pcam_jax
@@ -157,17 +157,12 @@ def _predict(workdir: Path, store: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "pcam_jax.predict", str(workdir / "run"), str(store)]
     command += ["--split", "all", "--output", str(workdir / "probs.csv")]
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    watch = MemoryWatch(process.pid)
-    watch.start()
-    if process.wait() != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    watch.join()
+    anonymous = run_watched(command)
     seconds = time.monotonic() - began
     return {
         "predict_seconds": seconds,
         "predict_images_per_second": len(pcam_jax.open_store(store)) / seconds,
-        "predict_anonymous_mib": watch.highest,
+        "predict_anonymous_mib": anonymous,
     }
 
 

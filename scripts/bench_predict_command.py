@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 from throughput import record
 from throughput.case import Case
-from throughput.memory import MemoryWatch
+from throughput.memory import run_watched
 from throughput.rounds import Worker
 
 from pcam_jax.data.sample import write_sample_store
@@ -108,14 +107,7 @@ def _net(
 
 
 def _finished(*words: str) -> float:
-    """Run a verb to its end; the most anonymous memory it held, in MiB."""
-    process = subprocess.Popen([sys.executable, "-m", "pcam_jax", *words], stdout=subprocess.DEVNULL)
-    watch = MemoryWatch(process.pid)
-    watch.start()
-    if process.wait() != 0:
-        raise SystemExit(f"{' '.join(words)} ended with {process.returncode}")
-    watch.join()
-    return watch.highest
+    return run_watched([sys.executable, "-m", "pcam_jax", *words])
 
 
 def markdown(results: list[dict[str, Any]]) -> str:

@@ -1,7 +1,9 @@
-"""How much memory another process holds."""
+"""How much memory other processes hold."""
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -26,3 +28,18 @@ class MemoryWatch(threading.Thread):
                 return
             self.highest = max(self.highest, *held)
             time.sleep(0.05)
+
+
+def run_watched(command: list[str]) -> float:
+    """Run a command to its end, its output thrown away; the most anonymous memory it held, in MiB.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    watch = MemoryWatch(process.pid)
+    watch.start()
+    if process.wait() != 0:
+        raise SystemExit(f"{shlex.join(command)} ended with {process.returncode}")
+    watch.join()
+    return watch.highest
