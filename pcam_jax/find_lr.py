@@ -129,7 +129,7 @@ def find_lr(
         raise UserError(f"--lowest is {lowest:g} and --highest {highest:g}: they must be above 0 and rise.")
     if steps < 20:
         raise UserError(f"--steps is {steps}: fewer than 20 tell nothing.")
-    accelerator.configure(config.train.deterministic)
+    accelerator.configure(config.train.deterministic, config.train.cpu_devices)
     store = open_named_store(config.data.store)
     setup = Setup(config, store, assign_splits(store.index, config.data))
     weights = None

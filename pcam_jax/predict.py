@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
 
     part, parts = parse_shard(command.shard)
 
-    accelerator.configure(split_cpu=True)
+    accelerator.configure(cpu_devices=2)
     predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
     _say_remarks(predictors)
     source, positions = open_images(place, predictors[0].image_shape, command.split, predictors[0].prepared)

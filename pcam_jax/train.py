@@ -118,7 +118,7 @@ def run_training(
         Interrupted: SIGINT or SIGTERM came; everything up to the current step is saved.
     """
     check_config(config)
-    accelerator.configure(config.train.deterministic)
+    accelerator.configure(config.train.deterministic, config.train.cpu_devices)
     store = open_named_store(config.data.store)
     split = assign_splits(store.index, config.data)
     folder = Path(workdir) if workdir is not None else _default_workdir(config.model.name)
@@ -147,12 +147,17 @@ def _claim(
     claim = claim_workdir(folder, setup.config, store.digest, resume=resume)
     for remark in claim.remarks:
         say(remark)
+    devices = accelerator.device_summary()
+    if claim.checkpoint is not None and claim.run is not None and claim.run.environment["devices"] != devices:
+        say(
+            f"This run began on {claim.run.environment['devices']} and goes on on {devices}: its numbers will not "
+            "be, bit for bit, those of a run that was never interrupted."
+        )
     if setup.config.model.init_from and claim.checkpoint is None and not claim.finished:
         starting = load_starting_weights(setup.config, setup.net)
         if claim.run is not None:
             check_same_start(claim.run, starting)
     if claim.run is None:
-        devices = accelerator.device_summary()
         environment = describe_environment(store, setup.split, devices, setup.net.param_count)
         if starting is not None:
             environment["init_from"] = starting.record

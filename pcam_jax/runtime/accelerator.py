@@ -35,7 +35,7 @@ _CPU_OPTIONS = {
 }
 
 
-def configure(deterministic: bool = False, split_cpu: bool = False) -> None:
+def configure(deterministic: bool = False, cpu_devices: int = 1) -> None:
     """Prepare this process for running networks; call once, before the first use of a device.
 
     Sets the allocator (glibc only), the persistent compilation cache (unless ``JAX_COMPILATION_CACHE_DIR``
@@ -43,16 +43,17 @@ def configure(deterministic: bool = False, split_cpu: bool = False) -> None:
 
     Args:
         deterministic: ask XLA's GPU backend for deterministic operations.
-        split_cpu: let the CPU count as two devices, unless another number was asked for. One runs one operation after
-            another, of which many use one core only; two predict up to 1.5 times as fast (docs/benchmarks.md).
+        cpu_devices: let the CPU count as so many devices, unless a number is chosen already, by JAX's own settings or
+            by use. One runs one operation after another, of which many use one core only; two predict up to 1.5 times
+            as fast (docs/benchmarks.md).
 
     Raises:
         UserError: they are asked for too late.
     """
     tune_allocator()
     distributed.join()
-    if split_cpu and not _number_of_cpu_devices_is_chosen():
-        jax.config.update("jax_num_cpu_devices", 2)
+    if cpu_devices > 1 and not _number_of_cpu_devices_is_chosen():
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
     if deterministic:
         _ask_for_deterministic_kernels()
     programs = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder() / "xla" / _machine_name())

@@ -29,7 +29,7 @@ from throughput.case import MATMUL_SIDE, Case, Contender, batches
 
 def make(case: Case) -> Contender:
     if case.system == "ours":
-        accelerator.configure(split_cpu=case.task == "predict")
+        accelerator.configure(cpu_devices=2 if case.task == "predict" else 1)
     plain = case.system == "ours-plain"
     options = {} if plain else accelerator.compiler_options()
     shape = (case.side, case.side, 3)

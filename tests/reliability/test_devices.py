@@ -78,6 +78,22 @@ def test_other_numbers_of_devices_agree_with_one(
     assert_close(one, on_devices(tmp_path / "run", devices, data__placement=placement))
 
 
+def test_a_recipe_splits_the_cpu_and_a_resumed_run_takes_its_number_up_again(
+    verb: Verb, one: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    options = tiny.as_options(tiny.settings(tiny_store, train__cpu_devices=2, **SETTINGS))
+    whole = verb("train", "--workdir", tmp_path / "whole", *options)
+    assert whole.returncode == 0, whole.stderr
+    assert "2 x CPU" in whole.stdout
+    assert_close(one, tmp_path / "whole")
+    cut = tiny.cut(tmp_path / "whole", tmp_path / "cut", 8)
+    resumed = verb("train", cut / "config.toml", "--workdir", cut, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "2 x CPU" in resumed.stdout
+    assert "began on" not in resumed.stdout
+    assert not tiny.differing_arrays(tiny.final_arrays(tmp_path / "whole"), tiny.final_arrays(cut))
+
+
 def test_eight_devices_saved_and_one_goes_on(
     eight: Path, one: Path, tmp_path: Path, train_tiny: Train
 ) -> None:
@@ -85,6 +101,7 @@ def test_eight_devices_saved_and_one_goes_on(
     run = tiny.cut(eight, tmp_path / "moved", 8)
     train_tiny(run, resume=True, say=said.append, **SETTINGS)
     assert "Resuming at step 8 of 16." in said
+    assert any("began on 8 x CPU" in line and "goes on on 1 x CPU" in line for line in said)
     assert_close(run, eight)
 
 

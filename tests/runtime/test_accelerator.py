@@ -75,7 +75,7 @@ def test_deterministic_kernels_cannot_come_too_late(monkeypatch: pytest.MonkeyPa
 )
 def test_the_cpu_is_split_where_nothing_else_was_chosen(chosen, devices):
     script = (
-        "import jax; from pcam_jax.runtime import accelerator; accelerator.configure(split_cpu=True);"
+        "import jax; from pcam_jax.runtime import accelerator; accelerator.configure(cpu_devices=2);"
         "accelerator.configure(); print(jax.device_count())"
     )
     assert run(script, **chosen).strip() == str(devices)
