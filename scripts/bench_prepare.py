@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from isal import isal_zlib
+from deflate import deflate_decompress
 from throughput import record
 
 from pcam_jax.data.convert_worker import convert
@@ -40,7 +40,7 @@ from pcam_jax.data.partial import PartialStore, Plan
 from pcam_jax.data.raw import RawReader, RawRecord, find_reader
 
 _PILLOW = "Pillow loop, decode alone"
-_PACKAGES = ("pcam-jax", "numpy", "isal", "tifffile", "pillow")
+_PACKAGES = ("pcam-jax", "numpy", "deflate", "tifffile", "pillow")
 
 
 @dataclass
@@ -140,7 +140,7 @@ def _inflate(archive: Path, records: list[RawRecord]) -> None:
         content = os.pread(descriptor, 30 + 64 + packed, offset)
         start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
         if method == zipfile.ZIP_DEFLATED:
-            isal_zlib.decompress(content[start : start + packed], -15, size)
+            deflate_decompress(content[start : start + packed], size)
     os.close(descriptor)
 
 

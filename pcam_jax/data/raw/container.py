@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
-from isal import isal_zlib
+from deflate import DeflateError, crc32, deflate_decompress
 
 from pcam_jax.data.raw.record import Fault, RecordFault
 from pcam_jax.runtime.errors import UserError
@@ -18,7 +18,6 @@ from pcam_jax.runtime.errors import UserError
 _JUNK = ("__MACOSX/", ".DS_Store", "Thumbs.db", "desktop.ini")
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_SLACK = 64  # the extra field of a local header is rarely longer; a longer one costs a second read
-_INFLATE_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # mistyped in its stub
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _METHODS = {12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 98: "ppmd", 99: "AES encryption"}
 
@@ -203,11 +202,12 @@ class ZipContainer:
             content: bytes | memoryview = packed
         else:
             try:
-                # one byte more than declared: a member that inflates further is found without inflating it
-                content = isal_zlib.decompressobj(-15).decompress(packed, size + 1)
-            except _INFLATE_ERROR:
-                raise RecordFault("unreadable", "its compressed data are damaged") from None
-        if len(content) != size or isal_zlib.crc32(content) != crc:
+                content = memoryview(deflate_decompress(packed, size))  # refuses to inflate further
+            except DeflateError:
+                raise RecordFault(
+                    "unreadable", "its compressed data are damaged, or more than declared"
+                ) from None
+        if len(content) != size or crc32(content) != crc:
             raise RecordFault("unreadable", "its content does not match the zip's CRC-32")
         return content
 
