@@ -24,14 +24,12 @@ from throughput import record
 BASE = "configs/pcam/fast.toml"
 COMMON = ["--data.validation-fraction", "0.2"]
 COLOUR = ["--augment.brightness", "0.1", "--augment.contrast", "0.1", "--augment.saturation", "0.1"]
+AFFINE = ["--augment.rotation-degrees", "30", "--augment.zoom", "0.1"]
 ROWS: dict[str, list[str]] = {
     "the base": [],
     "without the symmetries (D4)": ["--augment.no-d4"],
     "with light and stain jitter": [*COLOUR, "--augment.hed-jitter", "0.03"],
-    "with rotation to 30 degrees and zoom to 0.1": [
-        *["--augment.rotation-degrees", "30"],
-        *["--augment.zoom", "0.1"],
-    ],
+    "with rotation to 30 degrees and zoom to 0.1": AFFINE,
     "with mixup (alpha 0.2)": ["--augment.mixup-alpha", "0.2"],
     "with a moving average of the weights": ["--optimizer.ema-decay", "0.99"],
     "Adam at a constant 1e-3, no decay": [
