@@ -198,7 +198,7 @@ class TrainConfig:
     deterministic: bool = False
     """Ask accelerators for deterministic kernels, at some cost, so that a resumed run repeats bit for bit."""
     cpu_devices: int = 1
-    """Devices that a CPU counts as, which share each batch; 2 trains some small networks faster (docs/benchmarks.md)."""
+    """Devices that a CPU counts as, which share each batch; 2 trains some small networks faster."""
     max_seconds: float = 0.0
     """End training after this many seconds, at the end of an epoch; 0 is no limit."""
 
