@@ -289,7 +289,7 @@ def _strided_backward(
     stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    _, pull_back = jax.vjp(lambda kernel: conv_plain(x, kernel, stride, pads), kernel)
+    grad_kernel = _strided_kernel_gradient(x, kernel, grad, stride, pads)
     batch, height, width, channels = x.shape
     rows, columns = -(-height // stride), -(-width // stride)
     phases = jnp.stack(
@@ -306,7 +306,17 @@ def _strided_backward(
         axis=2,
     )
     grad_x = phases.reshape(batch, rows * stride, columns * stride, channels)[:, :height, :width]
-    return grad_x, pull_back(grad)[0]
+    return grad_x, grad_kernel
+
+
+def _strided_kernel_gradient(
+    x: jax.Array, kernel: jax.Array, grad: jax.Array, stride: int, pads: Pads
+) -> jax.Array:
+    # XLA transposes both maps for this, and would compute anew, in that order, all that made them.
+    if not shares.are_split():
+        x, grad = (window_dot.fenced(lambda a: a, a) for a in (x, grad))
+    _, pull_back = jax.vjp(lambda kernel: conv_plain(x, kernel, stride, pads), kernel)
+    return pull_back(grad)[0]
 
 
 conv_strided.defvjp(_strided_forward, _strided_backward)

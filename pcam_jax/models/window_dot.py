@@ -2,7 +2,7 @@
 
 XLA's CPU convolutions run bfloat16 no faster than float32; its matrix products use the matrix units, if the result
 is asked for in float32. So the windows of an image become the rows of one matrix (im2col): a gather whose slices are
-whole rows of a window forms it at memory speed, as long as XLA does not fuse what follows into the gather; `_fenced`
+whole rows of a window forms it at memory speed, as long as XLA does not fuse what follows into the gather; `fenced`
 keeps them apart. Products accumulate in float32.
 
 A part of the batch at a time, so that its windows stay in cache.
@@ -126,14 +126,14 @@ class WindowDot(NamedTuple):
                 mode="promise_in_bounds",
             )
 
-        tall = _fenced(shifted, maps).reshape(len(places) * channels, -1)
+        tall = fenced(shifted, maps).reshape(len(places) * channels, -1)
         product = _dot(tall, grad.transpose(1, 2, 0, 3).reshape(-1, outputs), 1, 0)
         return product.reshape(*self.taps, channels, outputs)
 
     def _rows(self, x: jax.Array) -> jax.Array:
         """The windows of a padded image as rows, ``[n * h * w, kh * kw * C]``."""
         step = (self.stride, self.stride)
-        gathered = _fenced(lambda x: windows(x, self.taps, step, self.size), x)
+        gathered = fenced(lambda x: windows(x, self.taps, step, self.size), x)
         return gathered.reshape(len(gathered), -1)
 
 
@@ -230,7 +230,7 @@ def product_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
     The fence keeps XLA from folding the transpose into the product, a form that runs at a tenth of the speed and
     that some versions refuse.
     """
-    return _dot(_fenced(lambda a: a.T, a), b, 1, 0)
+    return _dot(fenced(lambda a: a.T, a), b, 1, 0)
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
@@ -243,7 +243,7 @@ def _padded(x: jax.Array, pads: Pads) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
 
 
-def _fenced(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def fenced(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """``function(x)`` as a buffer of its own: XLA fuses through an optimization barrier on CPU, not through a branch.
 
     The branch not taken needs a condition that XLA cannot know: one bit pattern of a NaN, which gives NaN.
