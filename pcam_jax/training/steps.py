@@ -58,9 +58,54 @@ def make_train_step(
     """
     augment = make_augment(config.augment, classes)
     loss_of = make_loss(config.loss, classes, class_weights)
+    gradients = _make_gradients(net, loss_of, config.optimizer.accumulate_steps, train_body, mesh)
     scheme = config.model.normalization
-    parts = config.optimizer.accumulate_steps
     averaged = functools.partial(_averaged, decay=config.optimizer.ema_decay)
+
+    def step(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, StepFigures]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        pixels, targets = augment(augment_key, normalize(images), labels)
+        pixels = standardize(pixels, scheme)
+        grads, stats, loss_sum, logits = gradients(state, pixels, targets, dropout_key)
+        learning_rate = optimizer.schedule(state.step) * state.lr_scale
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate, lr_factors)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(loss_sum) & jnp.isfinite(optax.tree.norm(grads)) & _all_finite((params, stats))
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        params, stats = keep(params, state.params), keep(stats, state.batch_stats)
+        batch = labels.shape[0]
+        good = finite.astype(jnp.float32)
+        # a mixed batch has no single right label; the nearer one counts, as in training accuracy elsewhere
+        hard = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
+        correct = jnp.sum(predicted_class(logits) == hard).astype(jnp.float32)
+        new_state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            batch_stats=stats,
+            opt_state=keep(opt_state, state.opt_state),
+            ema_params=keep(averaged(state.ema_params, params, state.step), state.ema_params),
+            ema_batch_stats=keep(averaged(state.ema_batch_stats, stats, state.step), state.ema_batch_stats),
+            loss_sum=state.loss_sum + jnp.where(finite, loss_sum, 0.0),
+            correct_sum=state.correct_sum + good * correct,
+            example_count=state.example_count + good * batch,
+            skipped=state.skipped + (~finite).astype(jnp.int32),
+            skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+        )
+        return new_state, {"loss": loss_sum / batch, "skipped_in_row": new_state.skipped_in_row + 0}
+
+    return step
+
+
+def _make_gradients(
+    net: Net,
+    loss_of: Callable[[jax.Array, jax.Array], jax.Array],
+    parts: int,
+    train_body: bool,
+    mesh: Mesh | None,
+) -> Callable[..., tuple[Any, Any, jax.Array, jax.Array]]:
+    """The function of (state, pixels, targets, key) to gradients, batch statistics, sum of losses and logits."""
 
     def batch_loss(params: Any, stats: Any, images: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
         logits, stats = net.apply(params, stats, images, train=True, train_body=train_body, key=key)
@@ -101,40 +146,7 @@ def make_train_step(
         mean = total if parts == 1 else jax.tree.map(lambda leaf: leaf / parts, total)
         return mean, stats, loss_sum, jnp.stack(logits, axis=1).reshape(-1, logits[0].shape[-1])
 
-    def step(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[TrainState, StepFigures]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        augment_key, dropout_key = jax.random.split(key)
-        pixels, targets = augment(augment_key, normalize(images), labels)
-        pixels = standardize(pixels, scheme)
-        grads, stats, loss_sum, logits = gradients(state, pixels, targets, dropout_key)
-        learning_rate = optimizer.schedule(state.step) * state.lr_scale
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, learning_rate, lr_factors)
-        params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss_sum) & jnp.isfinite(optax.tree.norm(grads)) & _all_finite((params, stats))
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
-        params, stats = keep(params, state.params), keep(stats, state.batch_stats)
-        batch = labels.shape[0]
-        good = finite.astype(jnp.float32)
-        # a mixed batch has no single right label; the nearer one counts, as in training accuracy elsewhere
-        hard = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
-        correct = jnp.sum(predicted_class(logits) == hard).astype(jnp.float32)
-        new_state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            batch_stats=stats,
-            opt_state=keep(opt_state, state.opt_state),
-            ema_params=keep(averaged(state.ema_params, params, state.step), state.ema_params),
-            ema_batch_stats=keep(averaged(state.ema_batch_stats, stats, state.step), state.ema_batch_stats),
-            loss_sum=state.loss_sum + jnp.where(finite, loss_sum, 0.0),
-            correct_sum=state.correct_sum + good * correct,
-            example_count=state.example_count + good * batch,
-            skipped=state.skipped + (~finite).astype(jnp.int32),
-            skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
-        )
-        return new_state, {"loss": loss_sum / batch, "skipped_in_row": new_state.skipped_in_row + 0}
-
-    return step
+    return gradients
 
 
 def make_resident_step(step: TrainStep) -> Callable[..., tuple[TrainState, StepFigures]]:
