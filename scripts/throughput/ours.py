@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,10 +27,12 @@ from pcam_jax.training.state import initial_state
 from pcam_jax.training.steps import make_eval_step, make_train_step
 from throughput.case import MATMUL_SIDE, Case, Contender, batches
 
+RECIPES = Path(__file__).parents[2] / "configs/seeds"
+
 
 def make(case: Case) -> Contender:
     if case.system == "ours":
-        accelerator.configure(cpu_devices=2 if case.task == "predict" else 1)
+        accelerator.configure(cpu_devices=2 if case.task == "predict" else _recipe_devices(case.model))
     plain = case.system == "ours-plain"
     options = {} if plain else accelerator.compiler_options()
     shape = (case.side, case.side, 3)
@@ -47,6 +50,12 @@ def make(case: Case) -> Contender:
         "flops_per_image": _flops(dataclasses.replace(case, precision="float32")),
     }
     return Contender(run, lambda: matmul(case.precision), facts)
+
+
+def _recipe_devices(model: str) -> int:
+    """How many devices the network's own recipe lets one CPU count as."""
+    recipe = RECIPES / f"{model}.toml"
+    return pcam_jax.load_config(recipe).train.cpu_devices if recipe.is_file() else 1
 
 
 def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
