@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
-from throughput import record
+from throughput import recipes, record
 from throughput.case import Case
 from throughput.keras_fit import MISSING
 from throughput.memory import MemoryWatch, run_watched
@@ -127,6 +127,7 @@ def _train(options: argparse.Namespace, store: Path, model: str, scratch: Path) 
         command += ["--model.name", model, "--train.batch-size", str(options.batch)]
         command += ["--train.epochs", str(options.epochs), "--optimizer.schedule", "constant"]
         command += ["--data.validation-fraction", str(VALIDATION_SHARE)]
+        command += ["--train.cpu-devices", str(recipes.cpu_devices(model))]
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         watch = MemoryWatch(process.pid)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,14 +24,13 @@ from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.training.optimizer import make_optimizer
 from pcam_jax.training.state import initial_state
 from pcam_jax.training.steps import make_eval_step, make_train_step
+from throughput import recipes
 from throughput.case import MATMUL_SIDE, Case, Contender, batches
-
-RECIPES = Path(__file__).parents[2] / "configs/seeds"
 
 
 def make(case: Case) -> Contender:
     if case.system == "ours":
-        accelerator.configure(cpu_devices=2 if case.task == "predict" else _recipe_devices(case.model))
+        accelerator.configure(cpu_devices=2 if case.task == "predict" else recipes.cpu_devices(case.model))
     plain = case.system == "ours-plain"
     options = {} if plain else accelerator.compiler_options()
     shape = (case.side, case.side, 3)
@@ -50,12 +48,6 @@ def make(case: Case) -> Contender:
         "flops_per_image": _flops(dataclasses.replace(case, precision="float32")),
     }
     return Contender(run, lambda: matmul(case.precision), facts)
-
-
-def _recipe_devices(model: str) -> int:
-    """How many devices the network's own recipe lets one CPU count as."""
-    recipe = RECIPES / f"{model}.toml"
-    return pcam_jax.load_config(recipe).train.cpu_devices if recipe.is_file() else 1
 
 
 def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
