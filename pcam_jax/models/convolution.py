@@ -271,9 +271,9 @@ conv_few_channels.defvjp(_few_channels_forward, _few_channels_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv_strided(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    """`conv_plain` with a gradient of x that multiplies no zeros.
+    """`conv_plain` with gradients that a CPU computes faster.
 
-    XLA's own puts stride - 1 zeros between the pixels of the upstream gradient. Here each of the stride * stride
+    XLA's own of x puts stride - 1 zeros between the pixels of the upstream gradient. Here each of the stride * stride
     phases of the image gets a small convolution of its own.
     """
     return conv_plain(x, kernel, stride, pads)

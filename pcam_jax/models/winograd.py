@@ -32,6 +32,8 @@ _TILES = (2, 3, 4)
 _IMAGE_TRANSFORM, _KERNEL_TRANSFORM, _WORTHWHILE = 27.0, 60.0, 0.85
 # A loop over parts of the batch keeps the transformed tiles of a part in cache.
 _CACHE_BYTES = 6 * 2**20
+# Fewer rows than this make slow matrix products, as the transformed kernel is laid out anew for each part.
+_FEWEST_ROWS = 256
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -144,12 +146,18 @@ def _conv_backward(
 conv_winograd.defvjp(_conv_forward, _conv_backward)
 
 
-def count_parts(batch: int, bytes_per_image: int) -> int:
-    """Into how many parts a batch is cut so that the intermediate values of one stay in cache."""
+def count_parts(batch: int, bytes_per_image: int, rows_per_image: int = _FEWEST_ROWS) -> int:
+    """Into how many parts a batch is cut so that the intermediate values of one stay in cache.
+
+    Args:
+        batch: number of images.
+        bytes_per_image: size of the intermediate values.
+        rows_per_image: of the matrix products that a part becomes; one part has enough of them.
+    """
     # A loop over a batch that several devices share would move it between them.
     if shares.are_split():
         return 1
-    most = max(1, _CACHE_BYTES // bytes_per_image)
+    most = max(1, _CACHE_BYTES // bytes_per_image, -(-_FEWEST_ROWS // rows_per_image))
     return batch // max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
 
 
@@ -211,7 +219,7 @@ class Plan(NamedTuple):
         rows, columns = height + sum(pads[0]) - taps + 1, width + sum(pads[1]) - taps + 1
         tiles = (-(-rows // tile), -(-columns // tile))
         bytes_per_image = 4 * (tile + taps - 1) ** 2 * tiles[0] * tiles[1] * (inputs + outputs)
-        parts = count_parts(batch, bytes_per_image)
+        parts = count_parts(batch, bytes_per_image, math.prod(tiles))
         return Plan(batch, (height, width), pads, taps, inputs, outputs, tile, tiles, parts)
 
     @property
