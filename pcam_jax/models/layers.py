@@ -226,9 +226,10 @@ class BatchNorm(nnx.Module):
         if train:
             wide = x.astype(jnp.float32)
             axes = tuple(range(x.ndim - 1))
-            mean, square = shares.mean((wide.mean(axes), (wide * wide).mean(axes)))
+            moments = wide.mean(axes), (wide * wide).mean(axes)
+            mean, square = (self._shared(moment) for moment in shares.mean(moments))
             var = jnp.maximum(square - mean * mean, 0.0)
-            count = x.size // x.shape[-1] * shares.count()
+            count = x.size // mean.size * shares.count()
             spread = var * (count / max(count - 1, 1)) if self.bessel else var
             keep = self.momentum
             self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
@@ -237,7 +238,16 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         shift = self.bias[...] - mean * scale
+        scale, shift = self._spread(scale), self._spread(shift)
         return (x.astype(jnp.float32) * scale + shift).astype(self.dtype)
+
+    def _shared(self, moment: jax.Array) -> jax.Array:
+        """The moment of each feature from that of each channel; here they are the same."""
+        return moment
+
+    def _spread(self, factor: jax.Array) -> jax.Array:
+        """The other way round, from features to channels."""
+        return factor
 
 
 class Dropout(nnx.Module):

@@ -90,6 +90,7 @@ class GroupConv(Conv):
         kernel_size: int,
         *,
         lifting: bool = False,
+        stride: int = 1,
         padding: Padding = "valid",
         dtype: DTypeLike = jnp.float32,
     ) -> None:
@@ -98,6 +99,7 @@ class GroupConv(Conv):
             in_features if lifting else elements * in_features,
             out_features,
             kernel_size,
+            stride=stride,
             padding=padding,
             use_bias=False,  # batch normalisation follows everywhere
             kernel_init=he_normal,
@@ -120,13 +122,17 @@ class GroupConv(Conv):
 
 
 class GroupBatchNorm(BatchNorm):
-    """Batch normalisation whose statistics and scales are shared by all elements of the group."""
+    """Batch normalisation of `[B, H, W, G * C]` whose statistics and scales all elements of the group share."""
 
-    @recorded
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise `[B, H, W, G * C]`."""
-        apart = x.reshape(*x.shape[:2], -1, self.scale[...].shape[0])
-        return super().__call__(apart, train=train).reshape(x.shape)
+    def _shared(self, moment: jax.Array) -> jax.Array:
+        return moment.reshape(-1, self.scale[...].size).mean(0)
+
+    def _spread(self, factor: jax.Array) -> jax.Array:
+        return jnp.tile(factor, self.elements)
+
+    def __init__(self, group: Group, features: int, **options: Any) -> None:
+        super().__init__(features, **options)
+        self.elements = GROUP_SIZE[group]
 
 
 class GroupPool(nnx.Module):
@@ -181,7 +187,7 @@ class GroupDenseBlock(nnx.Module):
         self.elements, self.layers = GROUP_SIZE[group], layers
         for number in range(layers):
             width = in_features + number * growth
-            setattr(self, f"norm{number + 1}", norm(width, dtype=dtype))
+            setattr(self, f"norm{number + 1}", norm(group, width, dtype=dtype))
             setattr(
                 self, f"conv{number + 1}", GroupConv(group, width, growth, 3, padding=padding, dtype=dtype)
             )
@@ -204,7 +210,7 @@ class GroupTransition(nnx.Module):
     """Batch normalisation, ReLU, 1x1 group convolution, average pool; the width stays."""
 
     def __init__(self, group: Group, features: int, dtype: DTypeLike) -> None:
-        self.norm = norm(features, dtype=dtype)
+        self.norm = norm(group, features, dtype=dtype)
         self.conv = GroupConv(group, features, features, 1, dtype=dtype)
         self.pool = SymmetricPool()
 
@@ -223,7 +229,7 @@ class GroupNet(nnx.Module):
         self.body_names = tuple(body)
         for name, layer in body.items():
             setattr(self, name, layer)
-        self.norm = norm(width, dtype=dtype)
+        self.norm = norm(group, width, dtype=dtype)
         self.group_pool = GroupPool(group)
         self.avgpool = GlobalAvgPool()
         self.classifier = Dense(width, outputs, kernel_init=uniform_within(width**-0.5))
@@ -318,7 +324,7 @@ class GroupConvBlock(nnx.Module):
     """Batch normalisation, ReLU, average pool, 3x3 group convolution."""
 
     def __init__(self, group: Group, in_features: int, out_features: int, padding: Padding, dtype: DTypeLike):
-        self.norm = norm(in_features, dtype=dtype)
+        self.norm = norm(group, in_features, dtype=dtype)
         self.conv = GroupConv(group, in_features, out_features, 3, padding=padding, dtype=dtype)
         self.pool = SymmetricPool()
 
@@ -350,6 +356,69 @@ def p4m_cnn(
     for number, (before, after) in enumerate(itertools.pairwise(widths), start=1):
         body[f"block{number}"] = GroupConvBlock("p4m", before, after, padding, dtype)
     return GroupNet("p4m", body, widths[-1], outputs, dtype)
+
+
+class GroupResidualBlock(nnx.Module):
+    """Normalisation, ReLU and 3x3 group convolution, twice, beside a shortcut; pools first where it halves the sides.
+
+    The order of He et al. 2016 (arXiv:1603.05027). Where the width changes the shortcut is a 1x1 group convolution.
+    """
+
+    def __init__(
+        self, group: Group, in_features: int, features: int, *, halve: bool, dtype: DTypeLike
+    ) -> None:
+        make: dict[str, Any] = {"dtype": dtype}
+        self.norm1 = norm(group, in_features, **make)
+        self.pool = SymmetricPool() if halve else None
+        self.conv1 = GroupConv(group, in_features, features, 3, padding="same", **make)
+        self.norm2 = norm(group, features, **make)
+        self.conv2 = GroupConv(group, features, features, 3, padding="same", **make)
+        changes = halve or in_features != features
+        self.shortcut = GroupConv(group, in_features, features, 1, **make) if changes else None
+
+    @recorded
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """`[B, H, W, G * C_in]` -> `[B, H, W, G * C_out]`, or half the sides."""
+        y = jax.nn.relu(self.norm1(x, train=train))
+        if self.pool is not None:
+            y = self.pool(y)
+        kept = x if self.shortcut is None else self.shortcut(y)
+        y = self.conv2(jax.nn.relu(self.norm2(self.conv1(y), train=train)))
+        return kept + y
+
+
+def p4m_resnet(
+    *,
+    image_shape: tuple[int, int, int],
+    outputs: int,
+    dtype: DTypeLike = jnp.float32,
+    width: int = 4,
+) -> GroupNet:
+    """`resnet_small` with equivariant layers.
+
+    A 4x4 lifting convolution of stride 2, then four stages of 1, 2, 2 and 2 residual blocks, each of which halves
+    the sides and doubles the features, the first but for the sides. A step takes about as long as that of
+    `resnet_small` with its stride-2 stem.
+
+    Options: width (features of the first stage, for each of the eight elements).
+
+    Raises:
+        UserError: the image has an odd side, or an option lies outside its range.
+    """
+    _check_options({"width": width}, "same")
+    if any(side % 2 for side in image_shape[:2]):
+        raise UserError("It wants even sides: a stride of 2 keeps the symmetries of those only.")
+    body: dict[str, Any] = {
+        "lift": GroupConv("p4m", image_shape[2], width, 4, lifting=True, stride=2, padding=1, dtype=dtype)
+    }
+    before = width
+    for stage, depth in enumerate((1, 2, 2, 2)):
+        features = width * 2**stage
+        for number in range(depth):
+            halve = stage > 0 and number == 0
+            body[f"block{len(body)}"] = GroupResidualBlock("p4m", before, features, halve=halve, dtype=dtype)
+            before = features
+    return GroupNet("p4m", body, before, outputs, dtype)
 
 
 def _check_options(counts: dict[str, Any], padding: Any) -> None:

@@ -45,6 +45,7 @@ _FACTORIES: dict[str, Callable[..., Any]] = {
     "p4_densenet": p4m.p4_densenet,
     "p4m_cnn": p4m.p4m_cnn,
     "p4m_densenet": p4m.p4m_densenet,
+    "p4m_resnet": p4m.p4m_resnet,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,

@@ -113,6 +113,8 @@ def test_pool_is_equivariant_on_even_and_odd_sides(side: int) -> None:
         ("p4m_densenet", 96, {}),
         ("p4_densenet", 45, {"padding": "same", "growth": 4, "blocks": 3}),
         ("p4m_cnn", 47, {"width": 4}),
+        ("p4m_resnet", 40, {"width": 2}),
+        ("p4m_resnet", 42, {"width": 3}),  # a map of 21, whose halving overlaps
     ],
 )
 def test_nets_are_equivariant_and_their_logits_invariant(
@@ -161,12 +163,15 @@ def test_training_is_invariant_too() -> None:
 
 
 def test_norm_shares_its_statistics_over_the_group() -> None:
-    layer = p4m.GroupBatchNorm(5)
+    layer = p4m.GroupBatchNorm("p4m", 5)
     x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 6, 6, 8 * 5)), jnp.float32)
     y = np.asarray(layer(x, train=True)).reshape(4, 6, 6, 8, 5)
     np.testing.assert_allclose(y.mean((0, 1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(y.std((0, 1, 2, 3)), 1, atol=1e-3)
     assert np.abs(y.mean((0, 1, 2))).max() > 0.01  # each element alone keeps its own mean
+    apart = np.asarray(x).reshape(-1, 5)
+    np.testing.assert_allclose(layer.mean[...], 0.01 * apart.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(layer.var[...], 0.99 + 0.01 * apart.var(0), rtol=1e-5)
 
 
 def test_bfloat16_stays_close() -> None:
@@ -192,3 +197,5 @@ def test_mistakes_are_named() -> None:
         build(96, growth=0)
     with pytest.raises(UserError, match="padding is 'reflect'"):
         build(96, padding="reflect")
+    with pytest.raises(UserError, match=r"45x45 images.* wants even sides"):
+        build_model("p4m_resnet", image_shape=(45, 45, 3), outputs=1)

@@ -35,6 +35,7 @@ PARAMETERS = [
     ("p4_densenet", 96, 1, 129_104),
     ("p4m_densenet", 96, 1, 123_400),
     ("p4m_cnn", 96, 1, 32_585),
+    ("p4m_resnet", 96, 1, 347_065),
 ]
 # The smallest sides that keep each kind of net quick to compile.
 SMALL = {"pcam_cnn3": 24, "idc_cnn": 12, "resnet_small": 32}
