@@ -62,6 +62,11 @@ def test_a_large_batch_is_done_in_parts_that_divide_it():
     assert winograd.Plan.of((2, 8, 8, 16), (3, 3, 16, 16), ((1, 1), (1, 1)), 4).parts == 1
 
 
+def test_no_part_of_a_batch_of_small_maps_is_short_of_rows() -> None:
+    plan = winograd.Plan.of((512, 6, 6, 256), (3, 3, 256, 256), ((1, 1), (1, 1)), 3)
+    assert plan.parts == 8  # of 64 images, whose 4 tiles each make 256 rows
+
+
 def test_tiles_are_chosen_where_they_pay():
     pads = ((1, 1), (1, 1))
     assert winograd.best_tile((32, 24, 24, 64), (3, 3, 64, 64), pads) == 4
