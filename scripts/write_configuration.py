@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and configs/default.toml from pcam_jax/config.py; `make docs` runs it."""
+"""Write docs/configuration.md and configs/default.toml from pcam_jax/config/schema.py; `make docs` runs it."""
 
 from __future__ import annotations
 

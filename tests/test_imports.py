@@ -30,11 +30,11 @@ def module_name(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """The room of a module: its folder, `config`, or `verbs` for a file at the top."""
+    """The room of a module: its folder, or `verbs` for a file at the top."""
     parts = module.split(".")
     if len(parts) == 1:
         return "__init__"
-    if (PACKAGE / parts[1]).is_dir() or parts[1] == "config":
+    if (PACKAGE / parts[1]).is_dir():
         return parts[1]
     return "verbs"
 
