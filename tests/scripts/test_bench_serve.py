@@ -1,6 +1,6 @@
 """The benchmark of the service against a real one, and what it calls a fault."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -11,18 +11,10 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_serve.py"
 
 
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        spec = importlib.util.spec_from_file_location("bench_serve", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_serve"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-        sys.modules.pop("bench_serve", None)
+@pytest.fixture
+def siege(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    return importlib.import_module("serving.siege")
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +85,9 @@ def test_a_short_siege(run, tmp_path):
         (None, False, ""),
     ],
 )
-def test_what_is_a_fault(script, answer, wanted_good, words):
-    tally = script.Tally()
-    script.judge(tally, "kind", answer, wanted_good=wanted_good)
+def test_what_is_a_fault(siege, answer, wanted_good, words):
+    tally = siege.Tally()
+    siege.judge(tally, "kind", answer, wanted_good=wanted_good)
     assert len(tally.faults) == bool(words)
     assert all(words in fault for fault in tally.faults)
     assert sum(tally.answers.values()) == 1

@@ -1,0 +1,1 @@
+"""A service from outside: started, asked, and besieged."""
