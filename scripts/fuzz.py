@@ -14,159 +14,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
-import io
-import json
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
-SIDE = 12
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A parser: what it is tried on, and what it may raise."""
-
-    seeds: list[bytes]
-    parse: Callable[[bytes, Path], Any]
-    """Takes the content, and a folder for it where it reads files."""
-    refusals: tuple[type[Exception], ...]
+if TYPE_CHECKING:
+    from fuzzing.targets import Target
 
 
 class TooSlow(BaseException):
     """An input took too long; no parser may catch it."""
-
-
-def make_targets() -> dict[str, Target]:
-    """Every parser of bytes that come from outside this process, by name."""
-    from pcam_jax.config import Config, load_config
-    from pcam_jax.data.manifest import manifest_json, parse_manifest
-    from pcam_jax.data.raw.container import open_container
-    from pcam_jax.data.raw.label_table import read_label_table
-    from pcam_jax.data.raw.picture import decode_picture
-    from pcam_jax.data.raw.record import RecordFault
-    from pcam_jax.data.raw.tif import read_tif
-    from pcam_jax.data.store import open_store, write_store
-    from pcam_jax.models.weight_files import read_weight_file, write_safetensors
-    from pcam_jax.predict import read_submission_ids
-    from pcam_jax.run.checkpoint import PROGRESS, CheckpointError, Checkpoints
-    from pcam_jax.run.history import read_history
-    from pcam_jax.run.operating_point import FILE, read_operating_point
-    from pcam_jax.run.search_space import read_space
-    from pcam_jax.runtime.errors import UserError
-
-    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-
-    def encoded(kind: str, **options: Any) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, kind, **options)
-        return file.getvalue()
-
-    def picture(content: bytes, folder: Path) -> None:
-        decode_picture(content, np.empty((SIDE, SIDE, 3), np.uint8), resize=True)
-
-    def tif(content: bytes, folder: Path) -> None:
-        read_tif(content, np.empty((SIDE, SIDE, 3), np.uint8))
-
-    def file(name: str, parse: Callable[[Path], Any]) -> Callable[[bytes, Path], Any]:
-        def write_and_parse(content: bytes, folder: Path) -> Any:
-            (folder / name).write_bytes(content)
-            return parse(folder / name)
-
-        return write_and_parse
-
-    def archive(path: Path) -> None:
-        container = open_container(path)
-        for place in container.members().values() if container else ():
-            with contextlib.suppress(RecordFault):
-                container.read(place, 10_000)  # type: ignore[union-attr]
-
-    def progress(path: Path) -> None:
-        Checkpoints(path.parent)._read_progress(path.parent, 3)
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        zips, tars = [], []
-        for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            content = io.BytesIO()
-            with zipfile.ZipFile(content, "w", method) as zipped:
-                zipped.writestr("train/a.tif", encoded("TIFF"))
-                zipped.writestr("train_labels.csv", "id,label\na,1\n")
-            zips.append(content.getvalue())
-        for mode in ("w", "w:gz"):
-            content = io.BytesIO()
-            with tarfile.open(fileobj=content, mode=mode) as tarred:  # type: ignore[call-overload]
-                member = tarfile.TarInfo("a/b.png")
-                member.size = len(encoded("PNG"))
-                tarred.addfile(member, io.BytesIO(encoded("PNG")))
-            tars.append(content.getvalue())
-        import pandas as pd
-
-        table = pd.DataFrame({"id": ["a", "b"], "label": [0, 1]})
-        store = write_store(folder / "store", np.stack([image, image[::-1]]), table, ("x", "y"))
-        manifest = (json.dumps(manifest_json(store.manifest)) + "\n").encode()
-        index = (folder / "store/index.csv").read_bytes()
-        saved = Checkpoints(folder / "checkpoints")
-        saved.save(3, {"a": np.zeros(2, np.float32)}, {"history": [], "control": {"epoch": 1}}, -1)
-        saved.close()
-        progress_seed = (folder / "checkpoints/3" / PROGRESS).read_bytes()
-        write_safetensors(folder / "w.safetensors", {"a": image.astype(np.float32)})
-        weights = (folder / "w.safetensors").read_bytes()
-        digest = {"images": (folder / "store/images-00000.npy").read_bytes()}
-        hashes = (folder / "store/hashes.npy").read_bytes()
-
-    def opened(content: bytes, folder: Path) -> None:
-        """A store whose index is the content; its digest would find every change, so the table alone is read."""
-        for part, sound in (("images-00000.npy", digest["images"]), ("hashes.npy", hashes)):
-            (folder / part).write_bytes(sound)
-        (folder / "manifest.json").write_bytes(manifest)
-        (folder / "index.csv").write_bytes(content)
-        open_store(folder).index  # noqa: B018
-
-    point = {"temperature": 1.5, "threshold": 0.4, "criterion": "youden", "tta": "none", "step": 3}
-    point["isotonic"] = {"knots": [0.1, 0.5], "values": [0.2, 0.6]}
-    recipe = (
-        b'[train]\nepochs = 3\nseed = 1\n[optimizer]\npeak_lr = 1e-3\nname = "adam"\n[augment]\nd4 = true\n'
-    )
-    space = b'[optimizer.peak_lr]\nlow = 1e-4\nhigh = 1e-2\nlog = true\n[optimizer.name]\nchoices = ["adam", "sgd"]\n'
-    history = b"epoch,step,train_loss\n1,2,0.5\n2,4,nan\n"
-    fault, said = (RecordFault,), (UserError,)
-    return {
-        "tif": Target([encoded("TIFF"), encoded("TIFF", compression="tiff_adobe_deflate")], tif, fault),
-        "picture": Target([encoded(kind) for kind in ("PNG", "JPEG", "BMP", "WEBP")], picture, fault),
-        "zip": Target(zips, file("a.zip", archive), said),
-        "tar": Target(tars, file("a.tar", archive), said),
-        "labels": Target(
-            [b"id,label\na,1\nb,0\n"], lambda content, _: read_label_table(content, "labels.csv", 2), said
-        ),
-        "manifest": Target([manifest], lambda content, _: parse_manifest(content), (ValueError,)),
-        "index": Target([index], opened, said),
-        "config": Target([recipe], file("c.toml", load_config), said),
-        "space": Target([space], file("s.toml", lambda path: read_space(path, Config())), said),
-        "progress": Target([progress_seed], file(PROGRESS, progress), (*said, CheckpointError)),
-        "history": Target([history], file("history.csv", read_history), said),
-        "operating_point": Target(
-            [json.dumps(point).encode()], file(FILE, lambda path: read_operating_point(path.parent)), said
-        ),
-        "submission": Target([b"id,label\na,0\nb,0\n"], file("s.csv", read_submission_ids), said),
-        "weights": Target([weights], file("w.safetensors", lambda path: read_weight_file(str(path))), said),
-    }
 
 
 WORDS = [
@@ -287,12 +153,12 @@ def fuzz(name: str, target: Target, options: argparse.Namespace) -> int:
     return len(kinds)
 
 
-def fuzz_with_atheris(name: str, options: argparse.Namespace) -> int:
+def fuzz_with_atheris(name: str, target: Target, options: argparse.Namespace) -> int:
     """Try a parser with atheris, which ends the process that it runs in; returns whether it found something."""
     options.findings.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--inside-atheris", name, "--limit", str(options.limit)]
     with tempfile.TemporaryDirectory() as corpus:
-        for number, seed in enumerate(make_targets()[name].seeds):
+        for number, seed in enumerate(target.seeds):
             Path(corpus, str(number)).write_bytes(seed)
         flags = [corpus, f"-max_total_time={options.seconds:g}", f"-rss_limit_mb={options.memory + 1000}"]
         flags += [
@@ -308,6 +174,8 @@ def inside_atheris(name: str, limit: float, flags: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["pcam_jax.data", "pcam_jax.run", "pcam_jax.config"]):
+        from fuzzing.targets import make_targets
+
         target = make_targets()[name]
     folder = Path(tempfile.mkdtemp())
 
@@ -335,17 +203,19 @@ def main() -> int:
     parser.add_argument("--inside-atheris", default="", help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before the parsers import jax
     if options.inside_atheris:
         inside_atheris(options.inside_atheris, options.limit, options.flags)
         return 0
+    from fuzzing.targets import make_targets
+
     targets = make_targets()
     names = options.only.split(",") if options.only else list(targets)
     if unknown := set(names) - set(targets):
         parser.error(f"there is no parser {unknown.pop()}: {', '.join(targets)}")
     options.seconds /= len(names)
     if options.engine == "atheris":
-        return int(sum(fuzz_with_atheris(name, options) for name in names) > 0)
+        return int(sum(fuzz_with_atheris(name, targets[name], options) for name in names) > 0)
     limit_memory(options.memory)
     return int(sum(fuzz(name, targets[name], options) for name in names) > 0)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,14 @@ SCRIPT = Path(__file__).parents[2] / "scripts/fuzz.py"
 
 @pytest.fixture(scope="module")
 def fuzz() -> Iterator[ModuleType]:
-    specification = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules["fuzz"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["fuzz"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield importlib.import_module("fuzz")
+
+
+@pytest.fixture(scope="module")
+def make_target(fuzz: ModuleType) -> Callable[..., Any]:
+    return importlib.import_module("fuzzing.targets").Target
 
 
 def test_no_parser_falls_over_a_few_hundred_inputs(tmp_path: Path) -> None:
@@ -34,7 +36,9 @@ def test_no_parser_falls_over_a_few_hundred_inputs(tmp_path: Path) -> None:
     assert not (tmp_path / "findings").exists()
 
 
-def test_every_kind_of_failure_is_a_finding(fuzz: ModuleType, tmp_path: Path) -> None:
+def test_every_kind_of_failure_is_a_finding(
+    fuzz: ModuleType, make_target: Callable[..., Any], tmp_path: Path
+) -> None:
     def falls(content: bytes, folder: Path) -> None:
         if content == b"slow":
             time.sleep(5)
@@ -47,7 +51,7 @@ def test_every_kind_of_failure_is_a_finding(fuzz: ModuleType, tmp_path: Path) ->
         if content == b"refused":
             raise ValueError("no")
 
-    target = fuzz.Target([b"x"], falls, (ValueError,))
+    target = make_target([b"x"], falls, (ValueError,))
     found = {
         name: fuzz.attempt(target, name.encode(), tmp_path, 0.05)
         for name in ("sound", "refused", "slow", "long", "large", "wrong")
@@ -59,7 +63,12 @@ def test_every_kind_of_failure_is_a_finding(fuzz: ModuleType, tmp_path: Path) ->
     assert found["wrong"].endswith("IndexError: string index out of range\n")
 
 
-def test_what_falls_is_kept(fuzz: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_falls_is_kept(
+    fuzz: ModuleType,
+    make_target: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     import argparse
 
     def falls(content: bytes, folder: Path) -> None:
@@ -67,7 +76,7 @@ def test_what_falls_is_kept(fuzz: ModuleType, tmp_path: Path, capsys: pytest.Cap
             raise IndexError("too far")
 
     options = argparse.Namespace(seed=0, seconds=20.0, count=300, limit=1.0, findings=tmp_path / "findings")
-    assert fuzz.fuzz("short", fuzz.Target([b"0" * 20], falls, ()), options) == 1
+    assert fuzz.fuzz("short", make_target([b"0" * 20], falls, ()), options) == 1
     (kept,) = (tmp_path / "findings").iterdir()
     assert len(kept.read_bytes()) >= 40
     assert str(kept) in capsys.readouterr().out

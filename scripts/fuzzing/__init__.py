@@ -1,0 +1,1 @@
+"""What is fuzzed: the parsers of bytes from outside, and sound inputs of each."""
