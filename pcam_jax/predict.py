@@ -165,7 +165,7 @@ def _map_slide(
     part: int,
     parts: int,
 ) -> None:
-    from pcam_jax.data.whole_slide import view_slide
+    from pcam_jax.data.slide_view import view_slide
     from pcam_jax.inference.averaging import mean_probabilities
     from pcam_jax.inference.parts import Parts
     from pcam_jax.inference.tiles import Blend, TileMap, TileSource, natural_microns, tile_grid, tissue_tiles

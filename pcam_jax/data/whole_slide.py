@@ -1,20 +1,16 @@
 """Whole-slide images and other big pictures, read by rectangles so that memory never holds more than a few.
 
 A tiled or striped TIFF is read segment by segment through tifffile's page tables. tifffile's other way in, zarr,
-needs that package and its dependencies for what a lookup of a few segments does. JPEG segments, which most scanners
-write, are decoded by Pillow, where tifffile would want imagecodecs (26 MB). Other scanners' formats go through
+needs that package and its dependencies for what a lookup of a few segments does. Other scanners' formats go through
 OpenSlide.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,26 +18,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image
 
 from pcam_jax.data.raw.picture import SUFFIXES, decode_picture, picture_size
 from pcam_jax.data.raw.record import RecordFault
+from pcam_jax.data.slide_tiff import check_page, damage_explained, decode_segment, named_microns, single_page
 from pcam_jax.runtime.errors import UserError, require
 
 Pixels = npt.NDArray[np.uint8]
 
 SLIDE_SUFFIXES = (".ndpi", ".mrxs", ".vms", ".vmu", ".scn", ".bif", ".svslide", ".czi", ".dcm")
 """Of files that only OpenSlide reads."""
-OVERVIEW_SIDE = 2048
-"""Longest side of an overview, in pixels."""
 _CACHE_BYTES = 64 * 2**20  # decoded segments: a row of them across a wide slide
-_LARGEST_SEGMENT = 256 * 2**20
-_BLOCK_SIDE = 2048  # of what is read at once for an overview
 _GLASS = 255
 # a resolution tag in this range is a microscope's; printers' 72 or 300 dots an inch are 353 and 85
 _PLAUSIBLE_MICRONS = (0.05, 20.0)
-_SAME_SCALE = 1.05  # scanners of one nominal magnification differ by as much
-_JPEG = (7, 33007)
 
 
 @dataclass(frozen=True)
@@ -108,12 +98,12 @@ class TiffSlide:
 
     def __init__(self, path: Path) -> None:
         self.name, self.identity = str(path), _file_identity(path)
-        with _damage_explained(path), tifffile.TiffFile(path) as file:
+        with damage_explained(path), tifffile.TiffFile(path) as file:
             series = file.series[0]
-            self._pages = [_single_page(path, level) for level in series.levels]
-            self.microns_per_pixel = _tiff_microns(file, self._pages[0])
+            self._pages = [single_page(path, level) for level in series.levels]
+            self.microns_per_pixel = _plausible(named_microns(file, self._pages[0]))
         for page in self._pages:
-            _check_page(path, page)
+            check_page(path, page)
         finest = self._pages[0]
         self.levels = tuple(
             Level(page.imagelength, page.imagewidth, finest.imagewidth / page.imagewidth)
@@ -178,11 +168,7 @@ class TiffSlide:
         if len(content) < size:
             raise UserError(f"{where} ends too early; fetch the file again.")
         try:
-            if page.compression in _JPEG:
-                pixels = _decode_jpeg(content, page.jpegtables, int(page.photometric))
-            else:
-                decoded = page.decode(content, index)[0]
-                pixels = np.asarray(decoded)[0]
+            pixels = decode_segment(page, index, content)
         except Exception as error:  # decoders' errors share no base class
             raise UserError(f"{where} cannot be decoded ({error}); fetch the file again.") from None
         return _as_rgb(pixels, int(page.photometric) == 0)
@@ -264,207 +250,6 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
     return OpenSlideFile(place)
 
 
-# ---------------------------------------------------------------------------------------------- one resolution
-
-
-class SlideView:
-    """A slide at one resolution, as if it were one picture of ``height`` x ``width`` pixels.
-
-    Args:
-        slide: the slide.
-        level: which of its levels.
-        reduction: pixels of the level along one pixel of the view; 1 takes the level as it is.
-    """
-
-    def __init__(self, slide: Slide, level: int = 0, reduction: float = 1.0) -> None:
-        self.slide, self.level, self.reduction = slide, level, reduction
-        found = slide.levels[level]
-        self.height = max(1, round(found.height / reduction))
-        self.width = max(1, round(found.width / reduction))
-        self.scale = found.downsample * reduction
-        """Pixels of the slide's finest level along one pixel of the view."""
-
-    @property
-    def microns_per_pixel(self) -> float | None:
-        """Of the view, where the slide says its own."""
-        finest = self.slide.microns_per_pixel
-        return None if finest is None else finest * self.scale
-
-    def read(self, top: int, left: int, height: int, width: int) -> Pixels:
-        """A rectangle, ``[height, width, 3] uint8``; beyond the border the picture is continued as in a mirror."""
-        (first_row, rows, pad_rows), (first_column, columns, pad_columns) = (
-            _mirrored(start, count, length)
-            for start, count, length in ((top, height, self.height), (left, width, self.width))
-        )
-        pixels = self._read_inside(first_row, first_column, rows, columns)
-        if any(pad_rows) or any(pad_columns):
-            pixels = np.pad(pixels, (pad_rows, pad_columns, (0, 0)), mode="symmetric")
-        row, column = top - first_row + pad_rows[0], left - first_column + pad_columns[0]
-        return pixels[row : row + height, column : column + width]
-
-    def overview(self, longest_side: int = OVERVIEW_SIDE) -> Pixels:
-        """The whole as a small picture, from the coarsest level that suffices, ``[h, w, 3] uint8``."""
-        factor = max(1.0, max(self.height, self.width) / longest_side)
-        size = max(1, round(self.height / factor)), max(1, round(self.width / factor))
-        wanted = self.scale * factor
-        level = max(
-            (number for number, found in enumerate(self.slide.levels) if found.downsample <= wanted * 1.01),
-            key=lambda number: self.slide.levels[number].downsample,
-        )
-        found = self.slide.levels[level]
-        # float boxes, so that the blocks of the overview fit together whatever the factor
-        steps = found.height / size[0], found.width / size[1]
-        block = max(1, int(_BLOCK_SIDE / max(steps)))
-        out = np.empty((*size, 3), np.uint8)
-        for row in range(0, size[0], block):
-            for column in range(0, size[1], block):
-                rows, columns = min(block, size[0] - row), min(block, size[1] - column)
-                out[row : row + rows, column : column + columns] = _reduced(
-                    self.slide, level, (row, column), (rows, columns), steps, Image.Resampling.BOX
-                )
-        return out
-
-    def _read_inside(self, top: int, left: int, height: int, width: int) -> Pixels:
-        if self.reduction == 1:
-            return self.slide.read(self.level, top, left, height, width)
-        found = self.slide.levels[self.level]
-        steps = (found.height / self.height, found.width / self.width)  # the view's sides are whole pixels
-        return _reduced(
-            self.slide, self.level, (top, left), (height, width), steps, Image.Resampling.BILINEAR
-        )
-
-
-def view_slide(slide: Slide, *, level: int | None = None, microns: float | None = None) -> SlideView:
-    """The slide at a level, or at a resolution in micrometres a pixel.
-
-    A level within 5 % of the resolution is taken as it is; otherwise the next finer one is reduced.
-
-    Args:
-        slide: the slide.
-        level: number of the level, 0 the finest; 0 where neither is given.
-        microns: resolution wanted.
-
-    Raises:
-        UserError: both are given, there is no such level, the slide does not say its resolution, or it is not
-            fine enough.
-    """
-    if level is not None and microns is not None:
-        raise UserError("Give --level or --mpp, not both.")
-    if microns is None:
-        number = level or 0
-        if not 0 <= number < len(slide.levels):
-            raise UserError(f"{slide.name} has levels 0 to {len(slide.levels) - 1}, and no level {level}.")
-        return SlideView(slide, number)
-    if not microns > 0:
-        raise UserError(f"--mpp is {microns:g}: it must be above 0.")
-    if slide.microns_per_pixel is None:
-        raise UserError(f"{slide.name} does not say how many micrometres a pixel is: choose with --level.")
-    wanted = microns / slide.microns_per_pixel
-    if wanted * _SAME_SCALE < 1:
-        raise UserError(
-            f"{slide.name} has {slide.microns_per_pixel:.3g} µm a pixel at best, too coarse for {microns:.3g}."
-        )
-    downsamples = [found.downsample for found in slide.levels]
-    nearest = min(range(len(downsamples)), key=lambda number: abs(np.log(downsamples[number] / wanted)))
-    if 1 / _SAME_SCALE <= wanted / downsamples[nearest] <= _SAME_SCALE:
-        return SlideView(slide, nearest)
-    finer = max(
-        (number for number, found in enumerate(downsamples) if found <= wanted),
-        key=lambda number: downsamples[number],
-    )
-    return SlideView(slide, finer, wanted / downsamples[finer])
-
-
-def _mirrored(start: int, count: int, length: int) -> tuple[int, int, tuple[int, int]]:
-    """What must be read of ``length`` pixels, (first, count), and how many are mirrored (before, after) it."""
-    before, after = max(0, -start), max(0, start + count - length)
-    first, last = max(0, min(start, length - after)), min(length, max(start + count, before))
-    return first, last - first, (before, after)
-
-
-def _reduced(
-    slide: Slide,
-    level: int,
-    corner: tuple[int, int],
-    size: tuple[int, int],
-    steps: tuple[float, float],
-    filtered: Image.Resampling,
-) -> Pixels:
-    """A rectangle of a level, ``steps`` pixels of it to one; the filter sees beyond the rectangle's edges."""
-    found = slide.levels[level]
-    bounds, box = [], []
-    for first, count, step, length in zip(corner, size, steps, (found.height, found.width), strict=True):
-        low, high = first * step, min((first + count) * step, length)
-        start, stop = max(0, int(low - step) - 1), min(length, int(high + step) + 2)
-        bounds.append((start, stop - start))
-        box.append((low - start, high - start))
-    (top, height), (left, width) = bounds
-    source = Image.fromarray(slide.read(level, top, left, height, width))
-    (low_row, high_row), (low_column, high_column) = box
-    return np.asarray(
-        source.resize((size[1], size[0]), filtered, box=(low_column, low_row, high_column, high_row))
-    )
-
-
-# ---------------------------------------------------------------------------------------------- TIFF's particulars
-
-
-@contextlib.contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (
-        tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError
-    ) as error:  # fmt: skip
-        raise UserError(f"{path} cannot be read as a TIFF file ({error}).") from None
-
-
-def _single_page(path: Path, level: Any) -> Any:
-    if len(level.pages) != 1 or level.keyframe is None:
-        raise UserError(f"{path} holds a stack of {len(level.pages)} pictures: --tiles takes one picture.")
-    return level.keyframe
-
-
-def _check_page(path: Path, page: Any) -> None:
-    if page.bitspersample != 8 or page.sampleformat != 1:
-        raise UserError(f"{path} has {page.bitspersample} bits a sample: 8 unsigned bits are needed.")
-    if int(page.photometric) not in (0, 1, 2, 6) or page.samplesperpixel not in (1, 3, 4):
-        raise UserError(f"{path} has colours that are neither RGB nor grey.")
-    if page.samplesperpixel > 1 and int(page.planarconfig) != 1:
-        raise UserError(f"{path} holds its colours plane by plane: save it with interleaved RGB.")
-    if int(page.photometric) == 6 and page.compression not in _JPEG:
-        raise UserError(f"{path} has YCbCr colours without JPEG: the extra pcam-jax[openslide] may read it.")
-    if page.compression not in (*_JPEG, *_decodable(page.compression)):
-        name = getattr(page.compression, "name", page.compression)
-        raise UserError(
-            f"{path} is compressed as {name}, which is not read here: pip install 'pcam-jax[openslide]' may help."
-        )
-    rows, columns = (
-        (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-    )
-    if rows * columns * page.samplesperpixel > _LARGEST_SEGMENT:
-        raise UserError(
-            f"{path} is one piece of {columns}x{rows} pixels and cannot be read by parts: save it tiled "
-            "(for example with `vips tiffsave --tile --pyramid`)."
-        )
-
-
-def _decodable(compression: int) -> tuple[int, ...]:
-    return (int(compression),) if compression in tifffile.TIFF.DECOMPRESSORS else ()
-
-
-def _decode_jpeg(content: bytes, tables: bytes | None, photometric: int) -> Pixels:
-    """A JPEG segment, whose tables may stand elsewhere and whose colours the TIFF tag names."""
-    if photometric in (2, 6) and b"Adobe" not in content[:64]:
-        # the marker says whether the three components are RGB (0) or YCbCr (1)
-        marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if photometric == 6 else b"\x00")
-        content = content[:2] + marker + content[2:]
-    if tables:
-        content = tables[:-2] + content[2:]
-    with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
-        return np.asarray(picture if picture.mode in ("RGB", "L") else picture.convert("RGB"))
-
-
 def _as_rgb(pixels: Pixels, white_is_zero: bool = False) -> Pixels:
     """``[h, w]``, ``[h, w, 1]`` grey, RGB or RGBA (laid on glass) as ``[h, w, 3] uint8``."""
     if pixels.ndim == 2:
@@ -477,20 +262,6 @@ def _as_rgb(pixels: Pixels, white_is_zero: bool = False) -> Pixels:
         return pixels
     alpha = pixels[:, :, 3:].astype(np.uint16)
     return ((pixels[:, :, :3] * alpha + _GLASS * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def _tiff_microns(file: Any, page: Any) -> float | None:
-    """From Aperio's description, OME-XML, or the resolution tags."""
-    description = page.description or ""
-    aperio = re.search(r"\bMPP = ([0-9.]+)", description)
-    ome = re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', file.ome_metadata or "")
-    other_unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', file.ome_metadata or "")
-    if aperio:
-        return _plausible(aperio[1])
-    if ome and (other_unit is None or other_unit[1] in ("µm", "&#181;m", "um")):
-        return _plausible(ome[1])
-    across, _ = page.get_resolution("MICROMETER") if 282 in page.tags else (0, 0)
-    return _plausible(1 / across) if across > 0 else None
 
 
 def _plausible(value: Any) -> float | None:

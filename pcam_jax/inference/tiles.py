@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pcam_jax.data.background import boxes_with_tissue, tissue_mask
-from pcam_jax.data.whole_slide import ArraySlide, Slide, SlideView
+from pcam_jax.data.slide_view import SlideView
+from pcam_jax.data.whole_slide import ArraySlide, Slide
 from pcam_jax.inference.averaging import mean_probabilities
 from pcam_jax.inference.predictor import Predictor
 from pcam_jax.inference.saliency import central_side

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pcam_jax.data.whole_slide import SlideView
+from pcam_jax.data.slide_view import SlideView
 from pcam_jax.inference.tiles import Blend, TileMap
 from pcam_jax.report.gallery import HEAT_COLORS
 from pcam_jax.report.overlay import as_png

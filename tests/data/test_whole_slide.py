@@ -10,38 +10,12 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from slide_files import PICTURE, write_pyramid
 
 from pcam_jax.data.background import boxes_with_tissue, tissue_mask
-from pcam_jax.data.whole_slide import ArraySlide, SlideView, TiffSlide, open_slide, view_slide
+from pcam_jax.data.slide_view import SlideView
+from pcam_jax.data.whole_slide import ArraySlide, TiffSlide, open_slide
 from pcam_jax.runtime.errors import UserError
-
-
-def scene(height: int, width: int) -> np.ndarray:
-    """A smooth pink and violet picture with fine noise."""
-    down, across = np.mgrid[:height, :width]
-    noise = np.random.default_rng(0).integers(0, 9, (height, width, 1))
-    waves = [np.sin(down / 17), np.cos(across / 23), np.sin((down + across) / 31)]
-    base = np.array([190.0, 120, 180])
-    return (base + 40 * np.stack(waves, -1) + noise).astype(np.uint8)
-
-
-def write_pyramid(
-    path: Path, picture: np.ndarray, levels: int = 3, microns: float | None = 0.243, **options: object
-) -> Path:
-    """A tiled pyramid as scanners write it: levels in subfiles, halved each time."""
-    resolution = (
-        {} if microns is None else {"resolution": (1e4 / microns,) * 2, "resolutionunit": "CENTIMETER"}
-    )
-    options = {"tile": (64, 48), "photometric": "rgb", **resolution, **options}
-    with tifffile.TiffWriter(path) as file:
-        file.write(picture, subifds=levels - 1, **options)
-        for level in range(1, levels):
-            small = np.asarray(Image.fromarray(picture).reduce(2**level))
-            file.write(small, subfiletype=1, **{**options, "resolution": None, "resolutionunit": None})
-    return path
-
-
-PICTURE = scene(205, 301)
 
 
 @pytest.mark.parametrize(
@@ -72,18 +46,6 @@ def test_every_rectangle_is_that_of_the_picture(tmp_path: Path, options: dict[st
         np.testing.assert_array_equal(view.read(top, left, height, width), expected)
         np.testing.assert_array_equal(whole.read(top, left, height, width), expected)
     slide.close()
-
-
-@settings(max_examples=60)
-@given(st.integers(-40, 240), st.integers(-40, 320), st.integers(1, 60), st.integers(1, 60))
-def test_what_lies_beyond_the_border_is_the_mirror_image(
-    top: int, left: int, height: int, width: int
-) -> None:
-    if top >= 205 or left >= 301 or top + height <= 0 or left + width <= 0:
-        return
-    mirrored = np.pad(PICTURE, ((100, 100), (100, 100), (0, 0)), mode="symmetric")
-    found = SlideView(ArraySlide(PICTURE)).read(top, left, height, width)
-    np.testing.assert_array_equal(found, mirrored[top + 100 :, left + 100 :][:height, :width])
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "RGB"])
@@ -151,53 +113,7 @@ def test_levels_and_resolution(tmp_path: Path) -> None:
     slide = open_slide(write_pyramid(tmp_path / "a.tif", PICTURE))
     assert [(level.height, level.width) for level in slide.levels] == [(205, 301), (103, 151), (52, 76)]
     assert slide.microns_per_pixel == pytest.approx(0.243, rel=1e-3)
-    for microns, level, reduction in ((0.243, 0, 1), (0.25, 0, 1), (0.49, 1, 1), (0.972, 2, 1)):
-        view = view_slide(slide, microns=microns)
-        assert (view.level, view.reduction) == (level, pytest.approx(reduction))
-    between = view_slide(slide, microns=0.729)  # three pixels of level 0: from level 1, reduced by 1.5
-    assert between.level == 1
-    assert between.scale == pytest.approx(3, rel=0.01)
-    assert between.microns_per_pixel == pytest.approx(0.729, rel=1e-3)
-    assert view_slide(slide).level == 0
     slide.close()
-
-
-def test_a_reduced_view_has_no_seams_and_shows_the_picture(tmp_path: Path) -> None:
-    view = SlideView(ArraySlide(PICTURE), 0, 1.7)
-    whole = view.read(0, 0, view.height, view.width)
-    for top, left in ((0, 0), (13, 29), (60, 100)):
-        part = view.read(top, left, 40, 50).astype(int)
-        # a level of 255 in each direction for the rounding of the filter's weights
-        assert np.abs(part - whole[top : top + 40, left : left + 50]).max() <= 2
-    small = Image.fromarray(PICTURE).resize((view.width, view.height), Image.Resampling.BILINEAR)
-    assert np.abs(whole.astype(int) - np.asarray(small).astype(int)).max() <= 6
-
-
-def test_an_overview_is_the_picture_made_small(tmp_path: Path) -> None:
-    big = np.tile(scene(1100, 700), (3, 4, 1))
-    found = SlideView(ArraySlide(big)).overview(200)
-    expected = Image.fromarray(big).resize((found.shape[1], found.shape[0]), Image.Resampling.BOX)
-    assert found.shape == (200, 170, 3)
-    assert np.abs(found.astype(int) - np.asarray(expected).astype(int)).max() <= 1
-    slide = open_slide(write_pyramid(tmp_path / "a.tif", PICTURE))
-    coarse = view_slide(slide, level=0).overview(76)
-    assert coarse.shape == (52, 76, 3)
-    np.testing.assert_array_equal(coarse, np.asarray(Image.fromarray(PICTURE).reduce(4)))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"level": 3}, "has levels 0 to 2, and no level 3"),
-        ({"level": 0, "microns": 0.5}, "--level or --mpp, not both"),
-        ({"microns": 0.1}, "has 0.243 µm a pixel at best"),
-        ({"microns": 0.0}, "must be above 0"),
-    ],
-)
-def test_impossible_resolutions(tmp_path: Path, options: dict[str, float], words: str) -> None:
-    slide = open_slide(write_pyramid(tmp_path / "a.tif", PICTURE))
-    with pytest.raises(UserError, match=words):
-        view_slide(slide, **options)
 
 
 def test_printers_resolution_is_no_magnification(tmp_path: Path) -> None:
@@ -206,8 +122,6 @@ def test_printers_resolution_is_no_magnification(tmp_path: Path) -> None:
     )
     slide = open_slide(tmp_path / "a.tif")
     assert slide.microns_per_pixel is None
-    with pytest.raises(UserError, match="does not say how many micrometres"):
-        view_slide(slide, microns=1.0)
 
 
 @pytest.mark.parametrize(

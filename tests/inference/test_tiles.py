@@ -10,7 +10,8 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcam_jax.data.whole_slide import ArraySlide, SlideView
+from pcam_jax.data.slide_view import SlideView
+from pcam_jax.data.whole_slide import ArraySlide
 from pcam_jax.inference import tiles as module
 from pcam_jax.inference.predictor import Predictor
 from pcam_jax.inference.tiles import (
