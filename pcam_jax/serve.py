@@ -76,11 +76,12 @@ def _serve(
 ) -> None:
     import uvicorn
 
-    from pcam_jax.web.app import Service, create_app
+    from pcam_jax.web.app import create_app
     from pcam_jax.web.guard import LOCAL_HOSTS
     from pcam_jax.web.limits import Limits
     from pcam_jax.web.metrics import Metrics
     from pcam_jax.web.model import ServedModel
+    from pcam_jax.web.service import Service
 
     metrics = Metrics()
     model = ServedModel(

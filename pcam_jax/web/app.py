@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,18 +24,16 @@ from starlette.types import ASGIApp
 
 from pcam_jax.web import api
 from pcam_jax.web.batching import Busy
-from pcam_jax.web.examples import ExamplePicture, example_pictures
 from pcam_jax.web.guard import Guard
 from pcam_jax.web.limits import Limits, Refusal
-from pcam_jax.web.metrics import CONTENT_TYPE, Metrics
+from pcam_jax.web.metrics import CONTENT_TYPE
 from pcam_jax.web.model import ServedModel, Wanted
-from pcam_jax.web.pictures import Picture, Unusable, pixels_of, read_picture
 from pcam_jax.web.policy import content_security_policy
 from pcam_jax.web.reference import reference_page
-from pcam_jax.web.uploads import Upload, receive, unzipped
+from pcam_jax.web.service import WARM_UP_SECONDS, ReadFiles, Service, too_busy
+from pcam_jax.web.uploads import receive
 
 PAGE = Path(__file__).with_name("page.html")
-_WARM_UP_SECONDS = 5
 _DRAIN_SECONDS = 5.0
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": api.Problem, "description": "The request is damaged or holds no file."},
@@ -73,129 +68,6 @@ _FILES = {
 }
 
 
-@dataclasses.dataclass
-class _Read:
-    """What became of the files of a request: pictures, and results where there is an error."""
-
-    pictures: list[Picture]
-    results: list[dict[str, Any] | None]
-    first_error: Unusable | None
-
-
-class Service:
-    """A model with its state: warming up, ready, closing.
-
-    Args:
-        model: what is served.
-        metrics: its figures.
-        limits: of requests.
-        token_needed: told by `GET /model`.
-    """
-
-    def __init__(
-        self, model: ServedModel, metrics: Metrics, limits: Limits, *, token_needed: bool = False
-    ) -> None:
-        self.model = model
-        self.metrics = metrics
-        self.limits = limits
-        self.token_needed = token_needed
-        self.state = "warming up"
-        self.failure: BaseException | None = None
-        self.examples: list[ExamplePicture] = []
-        self._held = 0
-        self._closing = threading.Event()
-        self._decoders = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="decode")
-        metrics.watch_queue(lambda: model.waiting)
-
-    def warm_up(self) -> bool:
-        """Compile everything, then be ready; False where it was closed before."""
-        self.examples = example_pictures(self.model.image_shape)
-        if not self.model.warm_up(self._closing.is_set):
-            return False
-        if self.state == "warming up":
-            self.state = "ready"
-            self.metrics.ready.set(1)
-        return True
-
-    def begin_closing(self) -> None:
-        """From now on, requests are turned away."""
-        self.state = "closing"
-        self.metrics.ready.set(0)
-        self._closing.set()
-
-    def close(self, timeout: float) -> None:
-        """Answer what was taken and end the threads."""
-        self.begin_closing()
-        self.model.close(timeout)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-
-    def check_open(self) -> None:
-        """Turn a request away before its body is read.
-
-        Raises:
-            Refusal: 503 while not ready or full.
-        """
-        if self.state != "ready":
-            raise Refusal(503, f"The service is {self.state}: try again soon.", _WARM_UP_SECONDS)
-        try:
-            self.model.check_room()
-        except Busy as busy:
-            raise _busy(busy.retry_after) from None
-
-    @contextlib.contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Count a request's bytes against what all may hold.
-
-        Raises:
-            Refusal: 503 where it would be too much.
-        """
-        if self._held and self._held + size > self.limits.held_bytes:
-            raise _busy(1)
-        self._held += size
-        try:
-            yield
-        finally:
-            self._held -= size
-
-    async def read(self, uploads: Sequence[Upload], wanted: Wanted, preview: bool) -> _Read:
-        """Decode a request's files in another thread, so that others are answered meanwhile."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, self._read, uploads, wanted, preview)
-
-    def _read(self, uploads: Sequence[Upload], wanted: Wanted, preview: bool) -> _Read:
-        files = unzipped(uploads, self.limits)
-        shape = self.model.image_shape
-        if sum(pixels_of(file, shape) for file in files) > self.limits.request_pixels:
-            raise Refusal(
-                413,
-                f"The pictures have more than {self.limits.request_pixels:,} pixels together: send fewer at once.",
-            )
-        pictures: list[Picture] = []
-        results: list[dict[str, Any] | None] = []
-        first_error: Unusable | None = None
-        rows = plain = 0
-        for file in files:
-            try:
-                picture = read_picture(file, self.model.intake, self.limits, preview=preview)
-            except Unusable as error:
-                first_error = first_error or error
-                results.append({"name": file.name, "error": error.sentence})
-                continue
-            plain += picture.grid is None
-            rows += len(picture.patches) * (8 if wanted.uncertainty and picture.grid is None else 1)
-            if rows > self.model.capacity:
-                raise Refusal(
-                    413, f"The pictures make more than {self.model.capacity:,} patches: send fewer at once."
-                )
-            if wanted.heat and plain > self.limits.heat_maps:
-                raise Refusal(
-                    413, f"Heat maps are drawn for at most {self.limits.heat_maps} patches a request."
-                )
-            pictures.append(picture)
-            results.append(None)
-        return _Read(pictures, results, first_error)
-
-
 def create_app(
     service: Service, *, token: str = "", hosts: Sequence[str] = (), root_path: str = ""
 ) -> ASGIApp:
@@ -225,6 +97,31 @@ def create_app(
         lifespan=lifespan,
     )
     _add_handlers(app)
+    _add_interface(app, service, version)
+    reference = reference_page(app.openapi())
+    _add_pages(app, page, reference)
+    return Guard(
+        app,
+        policy=content_security_policy(page, reference),
+        metrics=service.metrics,
+        paths=[
+            "/",
+            "/predict",
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/model",
+            "/docs",
+            "/openapi.json",
+        ],
+        token=token,
+        hosts=hosts,
+        root_path=root_path,
+    )
+
+
+def _add_interface(app: FastAPI, service: Service, version: str) -> None:
+    """The routes for programs, all of them in the OpenAPI description."""
 
     @app.post(
         "/predict",
@@ -258,7 +155,7 @@ def create_app(
     )
     async def readyz() -> JSONResponse:
         ready = service.state == "ready"
-        headers = {} if ready else {"Retry-After": str(_WARM_UP_SECONDS)}
+        headers = {} if ready else {"Retry-After": str(WARM_UP_SECONDS)}
         return JSONResponse({"status": service.state}, 200 if ready else 503, headers)
 
     @app.get("/metrics", response_class=Response, summary="Figures for Prometheus")
@@ -276,7 +173,9 @@ def create_app(
                 return Response(picture.png, media_type="image/png")
         raise HTTPException(404, "There is no such example: GET /model lists them.")
 
-    reference = reference_page(app.openapi())
+
+def _add_pages(app: FastAPI, page: str, reference: str) -> None:
+    """The routes for people: the page, and the description of the interface."""
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -285,25 +184,6 @@ def create_app(
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(reference)
-
-    return Guard(
-        app,
-        policy=content_security_policy(page, reference),
-        metrics=service.metrics,
-        paths=[
-            "/",
-            "/predict",
-            "/healthz",
-            "/readyz",
-            "/metrics",
-            "/model",
-            "/docs",
-            "/openapi.json",
-        ],
-        token=token,
-        hosts=hosts,
-        root_path=root_path,
-    )
 
 
 async def _predict(service: Service, request: Request, wanted: Wanted, preview: bool) -> Response:
@@ -328,7 +208,7 @@ async def _predict(service: Service, request: Request, wanted: Wanted, preview: 
         try:
             answers = iter(await service.model.answer(read.pictures, wanted))
         except Busy as busy:
-            raise _busy(busy.retry_after) from None
+            raise too_busy(busy.retry_after) from None
     service.metrics.pictures.labels("predicted").inc(len(read.pictures))
     results = [next(answers) if result is None else result for result in read.results]
     return JSONResponse(
@@ -343,7 +223,7 @@ async def _predict(service: Service, request: Request, wanted: Wanted, preview: 
     )
 
 
-def _none_usable(read: _Read) -> Refusal:
+def _none_usable(read: ReadFiles) -> Refusal:
     assert read.first_error is not None
     count = len(read.results)
     name = next(result["name"] for result in read.results if result is not None)
@@ -352,10 +232,6 @@ def _none_usable(read: _Read) -> Refusal:
     return Refusal(
         422, f"None of the {count} pictures can be used; the first, {name}: {read.first_error.sentence}"
     )
-
-
-def _busy(seconds: int) -> Refusal:
-    return Refusal(503, f"The service is busy: try again in {seconds} s.", seconds)
 
 
 def _content_length(request: Request) -> int | None:
