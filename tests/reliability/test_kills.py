@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import random
 import shutil
@@ -20,14 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def crash_test() -> Iterator[ModuleType]:
-    name = "crash_test"
-    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts/crash_test.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        yield importlib.import_module("crash_test")
 
 
 def test_a_killed_run_goes_on_until_it_equals_one_that_was_not(
@@ -41,7 +36,6 @@ def test_a_killed_run_goes_on_until_it_equals_one_that_was_not(
     # a killed process may leave half a program behind: not in the cache that the other tests share
     shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], tmp_path / "xla")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    monkeypatch.setattr(crash_test, "BATCH_SIZE", 8)
     settings = {
         "train__epochs": 400 if long else 30,
         "checkpoint__every_steps": 3,
@@ -60,7 +54,7 @@ def test_a_killed_run_goes_on_until_it_equals_one_that_was_not(
     if not long:
         wanted = ("when a save begins", "before the rename", "while an old one is removed")
         faults = [fault for fault in faults if fault.name.endswith(wanted)]
-    lives = crash_test.kill_until_done(command, run, 42, faults, 20 if long else 3)
+    lives = crash_test.kill_until_done(command, run, 42, 8, faults, 20 if long else 3)
     assert len(lives) >= 3
     # every life went on from the one before, and saved more
     saved = [life.saved_step for life in lives]
