@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pcam_jax.data.integrity import verify_store
+from pcam_jax.data.store import Store
+
 SHAPE = (96, 96, 3)
 
 
@@ -59,6 +62,15 @@ def make_kaggle_folder(path: Path, train: int, test: int, seed: int = 0) -> Kagg
         order, gap = (("<", 0), ("<", 63), (">", 8))[number % 3]
         (path / split / f"{name}.tif").write_bytes(tif_bytes(image, order, gap))
     return KaggleSource(path, dict(sorted(labels.items())), names[train:], images)
+
+
+def assert_holds(store: Store, source: KaggleSource, left_out: tuple[str, ...] = ()) -> None:
+    """A store has what the source has, but for what was left out, and is sound."""
+    wanted = [name for name in [*source.train, *source.test] if name not in left_out]
+    assert list(store.ids) == wanted
+    assert list(store.labels) == [source.train.get(name, -1) for name in wanted]
+    assert np.array_equal(store.gather(range(len(store))), [source.images[name] for name in wanted])
+    assert verify_store(store.path) == []
 
 
 def tif_bytes(image: np.ndarray, order: str = "<", gap: int = 0, **changed: tuple[int, int, int]) -> bytes:

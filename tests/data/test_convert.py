@@ -1,24 +1,17 @@
 import csv
-import errno
-import json
 import os
 import shutil
-import signal
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kaggle_source import KaggleSource, make_kaggle_folder
+from kaggle_source import KaggleSource, assert_holds, make_kaggle_folder
 
 from pcam_jax.data.convert import prepare_part, prepare_store, report_path
-from pcam_jax.data.convert_worker import Task, WorkerLost, convert, convert_chunk
 from pcam_jax.data.integrity import verify_store
-from pcam_jax.data.raw import find_reader
-from pcam_jax.data.store import Store
-from pcam_jax.runtime.errors import Interrupted, UserError
+from pcam_jax.runtime.errors import UserError
 
 SHARD = 5
 
@@ -35,29 +28,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 def problems(store: Path) -> list[tuple[str, str]]:
     with open(report_path(store), newline="") as file:
         return [(row["problem"], row["id"]) for row in csv.DictReader(file)]
-
-
-def assert_holds(store: Store, source: KaggleSource, left_out: tuple[str, ...] = ()) -> None:
-    wanted = [name for name in [*source.train, *source.test] if name not in left_out]
-    assert list(store.ids) == wanted
-    assert list(store.labels) == [source.train.get(name, -1) for name in wanted]
-    assert np.array_equal(store.gather(range(len(store))), [source.images[name] for name in wanted])
-    assert verify_store(store.path) == []
-
-
-def interrupt_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a SIGTERM once ``chunks`` chunks are logged."""
-    from pcam_jax.data.partial import PartialStore
-
-    note, logged = PartialStore.note, []
-
-    def note_and_stop(self: PartialStore, outcome: object) -> None:
-        note(self, outcome)
-        logged.append(outcome)
-        if len(logged) == chunks:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(PartialStore, "note", note_and_stop)
 
 
 def test_a_folder_and_its_zip_become_the_same_store(source, tmp_path):
@@ -281,161 +251,6 @@ def test_fuzzed_zips_become_a_sound_store_or_a_user_error(tmp_path_factory, data
     else:
         assert verify_store(store.path) == []
         assert [digest.tobytes().hex() for digest in store.hashes()] == list(store.ids)
-
-
-class TestRestart:
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_a_stopped_run_goes_on_to_the_same_bytes(self, source, tmp_path, monkeypatch, workers):
-        whole = prepare_store(source.path, tmp_path / "whole", images_per_shard=SHARD)
-        with monkeypatch.context() as patch:
-            interrupt_after(2, patch)
-            with pytest.raises(Interrupted) as caught:
-                prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD, workers=workers)
-        assert caught.value.signum == signal.SIGTERM
-        assert "goes on from there" in str(caught.value)
-        partial = tmp_path / "store.partial"
-        assert len((partial / "part-0-of-1/progress.jsonl").read_text().split()) >= 2
-        assert not (tmp_path / "store").exists()
-        told: list[str] = []
-        kept = (partial / "store/images-00000.npy").stat().st_ino
-        store = prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD, notify=told.append)
-        assert told == ["Going on where an earlier run stopped."]
-        assert contents(store.path) == contents(whole.path)
-        assert (store.path / "images-00000.npy").stat().st_ino == kept
-        assert not partial.exists()
-
-    def test_what_the_log_promises_is_hashed_before_it_is_believed(self, source, tmp_path, monkeypatch):
-        with monkeypatch.context() as patch:
-            interrupt_after(3, patch)
-            with pytest.raises(Interrupted):
-                prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD)
-        slots = tmp_path / "store.partial/store"
-        with open(slots / "images-00000.npy", "r+b") as file:  # as a power loss may leave it
-            file.seek(200)
-            file.write(bytes(1000))
-        (slots / "images-00001.npy").write_bytes(b"cut")
-        (slots / "images-00002.npy").unlink()
-        log = tmp_path / "store.partial/part-0-of-1/progress.jsonl"
-        log.write_text(log.read_text() + '[15, "00ff\n[99999, "", []]\nnull\n[1,2,3]\n["a", "", [[1]]]')
-        assert_holds(prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD), source)
-
-    @pytest.mark.parametrize("change", ["source", "settings", "plan"])
-    def test_another_source_or_setting_starts_over_and_says_so(
-        self, source, kaggle_folder, tmp_path, monkeypatch, change
-    ):
-        with monkeypatch.context() as patch:
-            interrupt_after(2, patch)
-            with pytest.raises(Interrupted):
-                prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD)
-        per_shard = SHARD
-        if change == "source":
-            source = kaggle_folder(train=14, test=7, seed=5)
-        elif change == "settings":
-            per_shard = 4
-        else:
-            (tmp_path / "store.partial/plan.json").write_text(json.dumps({"a": 1}))
-        told: list[str] = []
-        store = prepare_store(source.path, tmp_path / "store", images_per_shard=per_shard, notify=told.append)
-        assert_holds(store, source)
-        assert "starting over" in told[0]
-
-    def test_a_run_stopped_while_closing_gaps_goes_on(self, source, tmp_path, monkeypatch):
-        bad = (list(source.train)[1], source.test[1])
-        for name in bad:
-            source.tif(name).write_bytes(b"")
-        from pcam_jax.data import partial
-
-        keep, calls = partial._keep_images, []
-
-        def keep_once(*arguments: object) -> None:
-            if calls:
-                raise Interrupted(signal.SIGTERM)
-            calls.append(keep(*arguments))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(partial, "_keep_images", keep_once)
-            with pytest.raises(Interrupted):
-                prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD, on_error="skip")
-        assert calls
-        store = prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD, on_error="skip")
-        assert_holds(store, source, bad)
-
-    def test_two_runs_on_one_store_do_not_mix(self, source, tmp_path, monkeypatch):
-        from pcam_jax.data.partial import PartialStore
-
-        note = PartialStore.note
-        refused: list[str] = []
-
-        def note_and_try(self: PartialStore, outcome: object) -> None:
-            monkeypatch.setattr(PartialStore, "note", note)
-            for parts in (1, 2):  # the second has a plan and a lock of its own
-                with pytest.raises(UserError) as caught:
-                    prepare_part(source.path, tmp_path / "store", parts=parts)
-                refused.append(str(caught.value))
-            note(self, outcome)
-
-        monkeypatch.setattr(PartialStore, "note", note_and_try)
-        assert_holds(prepare_store(source.path, tmp_path / "store"), source)
-        assert "in use by another prepare" in refused[0]
-        assert "other settings" in refused[1]
-
-    def test_one_run_does_not_clear_away_running_parts(self, source, tmp_path, monkeypatch):
-        from pcam_jax.data.partial import PartialStore
-
-        note = PartialStore.note
-
-        def note_and_try(self: PartialStore, outcome: object) -> None:
-            monkeypatch.setattr(PartialStore, "note", note)
-            with pytest.raises(UserError, match="in use by another prepare"):
-                prepare_store(source.path, tmp_path / "store", images_per_shard=SHARD)
-            note(self, outcome)
-
-        monkeypatch.setattr(PartialStore, "note", note_and_try)
-        for part in range(2):
-            store = prepare_part(source.path, tmp_path / "store", part=part, parts=2, images_per_shard=SHARD)
-        assert_holds(store, source)
-
-
-class TestWorkers:
-    def test_a_killed_worker_is_said_and_the_work_is_kept(self, source, tmp_path, monkeypatch):
-        from pcam_jax.data import convert_worker
-
-        receive = convert_worker._Worker.receive
-
-        def kill_then_receive(self: convert_worker._Worker) -> object:
-            self._process.kill()
-            self._process.wait()
-            return receive(self)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(convert_worker._Worker, "receive", kill_then_receive)
-            with pytest.raises(WorkerLost, match="goes on where it stopped"):
-                # both answers of a worker may be in the pipe already, so there are more than two a worker
-                prepare_store(source.path, tmp_path / "store", images_per_shard=1, workers=2)
-        assert (tmp_path / "store.partial").exists()
-        assert_holds(prepare_store(source.path, tmp_path / "store", images_per_shard=1), source)
-
-    def test_a_full_disk_is_told_with_the_file(self, source):
-        reader = find_reader(source.path)
-        records, _ = reader.records()
-        buffer = np.empty((2, *reader.image_shape), np.uint8)
-        outcome = convert_chunk(reader, Task(0, 0, tuple(records[:2]), "/dev/full", 0), buffer)
-        assert outcome.error == (errno.ENOSPC, "/dev/full")
-
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_every_task_has_one_outcome(self, source, tmp_path, workers):
-        reader = find_reader(source.path)
-        records, _ = reader.records()
-        path = tmp_path / "slots"
-        path.touch()
-        tasks = [
-            Task(0, n, (record,), str(path), n * source.images[record.id].nbytes)
-            for n, record in enumerate(records)
-        ]
-        outcomes = sorted(convert(reader, tasks, 1, workers, lambda: None), key=lambda outcome: outcome.start)
-        assert [outcome.start for outcome in outcomes] == list(range(21))
-        assert [outcome.hashes.hex() for outcome in outcomes] == [record.id for record in records]
-        assert path.read_bytes() == b"".join(source.images[record.id].tobytes() for record in records)
 
 
 def test_the_miniature_becomes_5000_and_993_in_the_submissions_order(pcam_mini, tmp_path):
