@@ -17,9 +17,10 @@ def picture(size: tuple[int, int] = (20, 16), seed: int = 0, mode: str = "RGB") 
     return coarse.resize(size, Image.Resampling.BILINEAR).convert(mode)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    drawn = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    drawn.save(file, kind, **options)
     return file.getvalue()
 
 
