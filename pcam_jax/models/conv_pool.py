@@ -17,6 +17,7 @@ from jax import lax
 
 from pcam_jax.models import convolution, pooling, window_dot, winograd
 from pcam_jax.models.convolution import Padding, Pads
+from pcam_jax.models.parts import count_parts, map_parts, sum_parts
 from pcam_jax.models.platform import prefers_cpu_formulations
 
 # Output columns whose filter gradient is one row of the matrix product: twice the depth, a third more products.
@@ -155,7 +156,7 @@ def _method(x: jax.Array, weights: jax.Array, pads: Pads) -> _FewChannels | _Til
         for length, side, pad in zip(image[1:3], kernel[:2], pads, strict=True)
     )
     if convolution.is_few_channels(kernel) and kernel[0] == kernel[1]:
-        parts = winograd.count_parts(image[0], 2 * 4 * rows * columns * kernel[3])
+        parts = count_parts(image[0], 2 * 4 * rows * columns * kernel[3])
         return _FewChannels(kernel[0], pads, parts)
     tile = winograd.best_tile(image, kernel, pads)
     return None if tile is None else _Tiles(winograd.Plan.of(image, kernel, pads, tile))
@@ -171,7 +172,7 @@ def _conv_relu_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, pads: Pads
         return jax.nn.relu(pooling.max_pool_2x2(method.forward(part, prepared) + bias)).astype(x.dtype)
 
     # Without a winner to keep, XLA makes one loop of a first layer by itself.
-    return winograd.map_parts(one_part, x, 1 if isinstance(method, _FewChannels) else method.parts)
+    return map_parts(one_part, x, 1 if isinstance(method, _FewChannels) else method.parts)
 
 
 def _forward(
@@ -185,7 +186,7 @@ def _forward(
         pooled, winner = pooling.max_and_winner_2x2(method.forward(part, prepared) + bias)
         return jax.nn.relu(pooled).astype(x.dtype), winner
 
-    pooled, winner = winograd.map_parts(one_part, x, method.parts)
+    pooled, winner = map_parts(one_part, x, method.parts)
     return pooled, (x, kernel, pooled, winner)
 
 
@@ -202,7 +203,7 @@ def _backward(
         return method.backward(x, pooling.place_2x2(winner, grad), prepared)
 
     total = jax.ShapeDtypeStruct(prepared.shape, jnp.float32)
-    grad_x, summed = winograd.sum_parts(one_part, (x, winner, grad), method.parts, total)
+    grad_x, summed = sum_parts(one_part, (x, winner, grad), method.parts, total)
     if grad_x is None:
         _, pull_back = jax.vjp(lambda x: convolution.conv_plain(x, kernel, 1, pads), x)
         grad_x = pull_back(pooling.place_2x2(winner, grad))[0]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pcam_jax.models import winograd
+from pcam_jax.models.parts import count_parts, map_parts, sum_parts
 from pcam_jax.models.platform import has_bfloat16_matrix_units, prefers_cpu_formulations
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -74,7 +74,7 @@ class WindowDot(NamedTuple):
             for length, side, pad in zip(image[1:3], kernel[:2], pads, strict=True)
         )
         bytes_per_image = 2 * size[0] * size[1] * kernel[0] * kernel[1] * max(kernel[2], kernel[3])
-        parts = winograd.count_parts(image[0], bytes_per_image)
+        parts = count_parts(image[0], bytes_per_image)
         return WindowDot((size[0], size[1]), (kernel[0], kernel[1]), stride, pads, parts)
 
     def forward(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -151,7 +151,7 @@ def conv_window_dot(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) ->
         ``[B, h, w, C_out]`` bfloat16.
     """
     plan = WindowDot.of(x.shape, kernel.shape, stride, pads)
-    return winograd.map_parts(lambda part: plan.forward(part, kernel).astype(x.dtype), x, plan.parts)
+    return map_parts(lambda part: plan.forward(part, kernel).astype(x.dtype), x, plan.parts)
 
 
 def _conv_forward(
@@ -166,11 +166,11 @@ def _conv_backward(
     x, kernel = saved
     plan = WindowDot.of(x.shape, kernel.shape, stride, pads)
     like = jax.ShapeDtypeStruct(kernel.shape, jnp.float32)
-    _, grad_kernel = winograd.sum_parts(
+    _, grad_kernel = sum_parts(
         lambda part, grad: (None, plan.kernel_gradient(part, grad)), (x, grad), plan.parts, like
     )
     # apart, since the first layer's is never asked for
-    grad_x = winograd.map_parts(
+    grad_x = map_parts(
         lambda grad: plan.image_gradient(grad, kernel, x.shape).astype(x.dtype), grad, plan.parts
     )
     return grad_x, grad_kernel.astype(kernel.dtype)

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pcam_jax.models import shares
+from pcam_jax.models.parts import count_parts, map_parts, sum_parts
 
 # Interpolation points in the order they are taken; infinity is the last point of every set.
 _POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
@@ -30,10 +30,6 @@ _TILES = (2, 3, 4)
 # Costs in multiplications of the direct convolution, fitted to measurements: one element through a transform of
 # images, one through a transform of kernels; and what must be gained before the rounding is worth it.
 _IMAGE_TRANSFORM, _KERNEL_TRANSFORM, _WORTHWHILE = 27.0, 60.0, 0.85
-# A loop over parts of the batch keeps the transformed tiles of a part in cache.
-_CACHE_BYTES = 6 * 2**20
-# Fewer rows than this make slow matrix products, as the transformed kernel is laid out anew for each part.
-_FEWEST_ROWS = 256
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -144,55 +140,6 @@ def _conv_backward(
 
 
 conv_winograd.defvjp(_conv_forward, _conv_backward)
-
-
-def count_parts(batch: int, bytes_per_image: int, rows_per_image: int = _FEWEST_ROWS) -> int:
-    """Into how many parts a batch is cut so that the intermediate values of one stay in cache.
-
-    Args:
-        batch: number of images.
-        bytes_per_image: size of the intermediate values.
-        rows_per_image: of the matrix products that a part becomes; one part has enough of them.
-    """
-    # A loop over a batch that several devices share would move it between them.
-    if shares.are_split():
-        return 1
-    most = max(1, _CACHE_BYTES // bytes_per_image, -(-_FEWEST_ROWS // rows_per_image))
-    return batch // max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
-
-
-def map_parts(function: Callable[..., Any], arrays: Any, parts: int) -> Any:
-    """Apply a function of some images (a tree of arrays, batch first) to one part of the batch after another."""
-    if parts == 1:
-        return function(arrays)
-    return jax.tree.map(_joined, lax.map(function, jax.tree.map(lambda a: _cut(a, parts), arrays)))
-
-
-def sum_parts(
-    function: Callable[..., tuple[Any, jax.Array]],
-    arrays: tuple[jax.Array, ...],
-    parts: int,
-    like: jax.Array | jax.ShapeDtypeStruct,
-) -> tuple[Any, jax.Array]:
-    """`map_parts` for a function that also returns an array shaped as `like`, which is summed over the parts."""
-    if parts == 1:
-        return function(*arrays)
-
-    def one_part(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-        mapped, summand = function(*part)
-        return total + summand, mapped
-
-    cut = tuple(_cut(a, parts) for a in arrays)
-    total, mapped = lax.scan(one_part, jnp.zeros(like.shape, like.dtype), cut)
-    return jax.tree.map(_joined, mapped), total
-
-
-def _cut(a: jax.Array, parts: int) -> jax.Array:
-    return a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
-
-
-def _joined(a: jax.Array) -> jax.Array:
-    return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
 
 
 class Plan(NamedTuple):

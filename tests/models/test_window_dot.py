@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcam_jax.models import convolution, window_dot, winograd
+from pcam_jax.models import convolution, window_dot
 from pcam_jax.models.registry import build_model
 
 
@@ -46,7 +46,7 @@ def output_and_gradients(x, kernel, grad, stride, pads):
 def test_equals_float64_but_for_the_rounding_of_its_result(
     monkeypatch, matrix_units, size, inputs, outputs, taps, stride, padding, parts
 ):
-    monkeypatch.setattr(winograd, "count_parts", lambda *_: parts)
+    monkeypatch.setattr(window_dot, "count_parts", lambda *_: parts)
     rng = np.random.default_rng(0)
     x = exact_in_bfloat16(rng, 4, *size, inputs)
     kernel = exact_in_bfloat16(rng, taps, taps, inputs, outputs)
