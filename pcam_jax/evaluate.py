@@ -67,9 +67,10 @@ def main(argv: list[str]) -> None:
 
     from pcam_jax.inference.evaluation import evaluate_ensemble, evaluate_run
     from pcam_jax.inference.fitted_point import parse_threshold
-    from pcam_jax.runtime import distributed
+    from pcam_jax.runtime import accelerator, distributed
 
     parse_threshold(command.threshold)  # a mistake is said before the first run has taken its time
+    accelerator.configure(cpu_devices=2)
     evaluations = []
     with StopSignals() as stop:
         for run in runs:

@@ -57,8 +57,10 @@ def main(argv: list[str]) -> None:
     from pcam_jax.report.console import explanation_lines
     from pcam_jax.report.explanations import write_explanation
     from pcam_jax.report.run_report import write_report
+    from pcam_jax.runtime import accelerator
 
     name = evaluation_name(command.split, command.tta)
+    accelerator.configure(cpu_devices=2)
     with StopSignals() as stop:
         if command.split == "validation" and name not in evaluation_names(run):
             evaluation = evaluate_run(run, tta=command.tta, stop=stop)

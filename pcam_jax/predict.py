@@ -145,6 +145,7 @@ def _predict_tiles(command: PredictCommand) -> None:
     from pcam_jax.data.whole_slide import open_slide
     from pcam_jax.inference.averaging import load_predictors
     from pcam_jax.inference.parts import parse_shard
+    from pcam_jax.runtime import accelerator
 
     part, parts = parse_shard(command.shard)
     *runs, place = command.paths
@@ -152,6 +153,7 @@ def _predict_tiles(command: PredictCommand) -> None:
     if output.suffix.lower() in (".png", ".csv", ".json"):
         output = output.with_suffix("")
     with contextlib.closing(open_slide(place)) as slide:
+        accelerator.configure(cpu_devices=2)
         predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
         _say_remarks(predictors)
         _map_slide(command, slide, predictors, output, part, parts)

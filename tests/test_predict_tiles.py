@@ -108,7 +108,8 @@ def test_stopped_and_killed_it_goes_on(
     main([*arguments, str(tmp_path / "whole")])
     monkeypatch.setattr(predict, "_TILES_PER_PART", 256)
     command = [sys.executable, "-c", _SLOW, *arguments, str(tmp_path / "map")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    # as many devices as this process has, since parts made on others are not taken up
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "JAX_NUM_CPU_DEVICES": "1"}
     parts = tmp_path / "map.parts"
     for signum in (signal.SIGKILL, signal.SIGTERM):
         before = set(os.listdir(parts)) if parts.exists() else set()

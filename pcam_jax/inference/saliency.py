@@ -26,9 +26,10 @@ import numpy as np
 from scipy import ndimage
 
 from pcam_jax.inference.predictor import Predictor
+from pcam_jax.models import shares
 from pcam_jax.models.preprocess import standardize
 from pcam_jax.models.registry import Net
-from pcam_jax.runtime import accelerator
+from pcam_jax.runtime import accelerator, sharding
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.runtime.signals import Stop
 
@@ -52,7 +53,7 @@ class Saliency:
 
     Args:
         predictor: a trained run.
-        batch_size: images in a jitted call.
+        batch_size: images in a jitted call, which the devices of this process share; rounded up to what they can.
         path_steps: steps of integrated gradients.
     """
 
@@ -60,7 +61,8 @@ class Saliency:
         self, predictor: Predictor, *, batch_size: int = BATCH_SIZE, path_steps: int = PATH_STEPS
     ) -> None:
         self._predictor = predictor
-        self._batch_size = batch_size
+        self._mesh = sharding.make_local_mesh()
+        self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._path_steps = path_steps
         self._row = map_row(predictor.net)
         self._upsample = upsampling_matrices(predictor.net, self._row)
@@ -118,7 +120,8 @@ class Saliency:
 
         # a loop in Python: XLA's convolutions on CPU are many times slower inside a compiled loop
         def integrate(batch: jax.Array, classes: jax.Array) -> jax.Array:
-            step = self._jitted("integrated_gradients", add_step)
+            kinds: tuple[shares.Kind, ...] = ("whole", "share", "share", "whole", "share")
+            step = self._jitted("integrated_gradients", add_step, kinds)
             total = jnp.zeros(batch.shape[:3])
             for number in range(self._path_steps):
                 middle = np.float32((number + 0.5) / self._path_steps)
@@ -156,14 +159,17 @@ class Saliency:
         targets: np.ndarray,
         stop: Stop | None,
     ) -> np.ndarray:
-        compiled = self._jitted(name, function)
+        compiled = self._jitted(name, function, ("whole", "share", "share"))
         return self._padded(
             lambda batch, classes: compiled(self._predictor.weights, batch, classes), images, targets, stop
         )
 
-    def _jitted(self, name: str, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def _jitted(
+        self, name: str, function: Callable[..., jax.Array], arguments: tuple[shares.Kind, ...]
+    ) -> Callable[..., jax.Array]:
         if name not in self._compiled:
-            self._compiled[name] = jax.jit(function, compiler_options=accelerator.compiler_options())
+            apart = shares.apart(self._mesh, function, arguments, "share")
+            self._compiled[name] = jax.jit(apart, compiler_options=accelerator.compiler_options())
         return self._compiled[name]
 
     def _padded(

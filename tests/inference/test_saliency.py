@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -322,3 +325,31 @@ def test_pointing_game():
     assert found.hit_rate.value == 0.5  # the last has no heat, a miss
     assert found.chance.value == 0.5
     assert found.heat_on_target.value == pytest.approx((1 + 0 + 0.75) / 3)
+
+
+TWO_DEVICES = """
+import sys, numpy as np, jax
+jax.config.update("jax_num_cpu_devices", 2)
+sys.path.insert(0, "tests")
+import tiny
+tiny.register()
+from pcam_jax.inference.predictor import Predictor
+from pcam_jax.inference.saliency import METHODS, Saliency
+saliency = Saliency(Predictor.load(sys.argv[1]), batch_size=3, path_steps=64)
+images = np.load(sys.argv[2] + "/images.npy")
+targets = np.arange(len(images)) % 2
+np.savez(sys.argv[2] + "/heat.npz", **{name: saliency.heat(name, images, targets) for name in METHODS})
+"""
+
+
+def test_two_devices_agree_with_one(trained, tiny_run, tmp_path):
+    images = noise(7)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-W", "error", "-c", TWO_DEVICES, tiny_run, tmp_path]
+    subprocess.run(command, check=True, timeout=120, cwd=Path(__file__).parents[2])
+    with np.load(tmp_path / "heat.npz") as heat:
+        assert set(heat) == set(saliency.METHODS)
+        for method in saliency.METHODS:
+            expected = trained.heat(method, images, np.arange(7) % 2)
+            assert expected.max() > 0
+            np.testing.assert_allclose(heat[method], expected, rtol=1e-3, atol=1e-5 * expected.max())
