@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from pcam_jax.train import run_training
 
 _HOMES = {
-    "Config": "pcam_jax.config",
+    "Config": "pcam_jax.config.schema",
     "Predictor": "pcam_jax.inference.predictor",
     "Store": "pcam_jax.data.store",
     "UserError": "pcam_jax.runtime.errors",
-    "config_to_toml": "pcam_jax.config",
-    "load_config": "pcam_jax.config",
+    "config_to_toml": "pcam_jax.config.files",
+    "load_config": "pcam_jax.config.files",
     "open_store": "pcam_jax.data.store",
     "prepare_store": "pcam_jax.data.convert",
     "run_training": "pcam_jax.train",
