@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pcam_jax.config import Config, config_to_toml, load_config
+    from pcam_jax.config.files import config_to_toml, load_config
+    from pcam_jax.config.schema import Config
     from pcam_jax.data.convert import prepare_store
     from pcam_jax.data.store import Store, open_store
     from pcam_jax.inference.predictor import Predictor

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from pcam_jax.config import Config, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import Config
 from pcam_jax.data.audit import StoreAudit, audit_store
 from pcam_jax.data.leaks import write_leaks
 from pcam_jax.data.named import SAMPLE, open_named_store

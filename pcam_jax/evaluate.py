@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     from pcam_jax.runtime import accelerator, distributed
 
     parse_threshold(command.threshold)  # a mistake is said before the first run has taken its time
-    accelerator.configure(cpu_devices=2)
+    accelerator.configure(cpu_devices=accelerator.PREDICTING_DEVICES)
     evaluations = []
     with StopSignals() as stop:
         for run in runs:

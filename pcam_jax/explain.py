@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     from pcam_jax.runtime import accelerator
 
     name = evaluation_name(command.split, command.tta)
-    accelerator.configure(cpu_devices=2)
+    accelerator.configure(cpu_devices=accelerator.PREDICTING_DEVICES)
     with StopSignals() as stop:
         if command.split == "validation" and name not in evaluation_names(run):
             evaluation = evaluate_run(run, tta=command.tta, stop=stop)

@@ -74,20 +74,21 @@ def main(argv: list[str]) -> None:
     _check_tile_options(command)
     if not command.output.absolute().parent.is_dir():
         raise UserError(f"There is no folder {command.output.parent} for --output: make it first.")
+    expected = read_submission_ids(command.sample_submission) if command.sample_submission else None
+
+    from pcam_jax.runtime import accelerator, distributed
+
+    accelerator.configure(cpu_devices=accelerator.PREDICTING_DEVICES)
     if command.tiles:
         _predict_tiles(command)
         return
-    expected = read_submission_ids(command.sample_submission) if command.sample_submission else None
     *runs, place = command.paths
 
     from pcam_jax.data.images import open_images
     from pcam_jax.inference.averaging import load_predictors, mean_probabilities
     from pcam_jax.inference.parts import Parts, parse_shard
-    from pcam_jax.runtime import accelerator, distributed
 
     part, parts = parse_shard(command.shard)
-
-    accelerator.configure(cpu_devices=2)
     predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
     _say_remarks(predictors)
     source, positions = open_images(place, predictors[0].image_shape, command.split, predictors[0].prepared)
@@ -145,7 +146,6 @@ def _predict_tiles(command: PredictCommand) -> None:
     from pcam_jax.data.whole_slide import open_slide
     from pcam_jax.inference.averaging import load_predictors
     from pcam_jax.inference.parts import parse_shard
-    from pcam_jax.runtime import accelerator
 
     part, parts = parse_shard(command.shard)
     *runs, place = command.paths
@@ -153,7 +153,6 @@ def _predict_tiles(command: PredictCommand) -> None:
     if output.suffix.lower() in (".png", ".csv", ".json"):
         output = output.with_suffix("")
     with contextlib.closing(open_slide(place)) as slide:
-        accelerator.configure(cpu_devices=2)
         predictors = load_predictors(runs, tta=command.tta)  # type: ignore[arg-type]
         _say_remarks(predictors)
         _map_slide(command, slide, predictors, output, part, parts)

@@ -26,7 +26,8 @@ import jax
 import numpy as np
 import tyro
 
-from pcam_jax.config import Config, check_config
+from pcam_jax.config.rules import check_config
+from pcam_jax.config.schema import Config
 from pcam_jax.data.named import open_named_store
 from pcam_jax.data.split import assign_splits, split_warning
 from pcam_jax.inference.forward import Forward

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pcam_jax.config import Config, config_to_dict
+from pcam_jax.config.files import config_to_dict
+from pcam_jax.config.schema import Config
 from pcam_jax.report.study import write_study_report
 from pcam_jax.run.command_line import ConfigCommand, parse_config_command
 from pcam_jax.run.search_space import SearchSpace, read_space

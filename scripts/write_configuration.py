@@ -10,7 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
 
-from pcam_jax.config import Config, config_to_toml
+from pcam_jax.config.files import config_to_toml
+from pcam_jax.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 

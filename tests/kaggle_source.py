@@ -14,6 +14,8 @@ from pcam_jax.data.integrity import verify_store
 from pcam_jax.data.store import Store
 
 SHAPE = (96, 96, 3)
+SHARD = 5
+"""Images in a shard, so that a small set has several."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,8 @@ def tif_bytes(image: np.ndarray, order: str = "<", gap: int = 0, **changed: tupl
     start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     bits = struct.pack(order + "3H", 8, 8, 8)
     return start + directory + bytes(4) + bits + bytes(gap) + image.tobytes()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of each file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -38,7 +38,7 @@ from kaggle_source import tif_bytes
 from service import Service
 
 from pcam_jax.__main__ import VERBS, dispatch
-from pcam_jax.config import config_from_dict
+from pcam_jax.config.files import config_from_dict
 from pcam_jax.data.raw import READERS
 from pcam_jax.data.sample import sample_patches, write_sample_store
 from pcam_jax.data.sample_sources import write_idc_tree, write_isic_folder, write_pcam_h5

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tiny
 
-from pcam_jax.config import Config, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import Config
 from pcam_jax.find_lr import find_lr
 from pcam_jax.run.command_line import ConfigCommand, options_for, parse_config_command
 from pcam_jax.runtime.errors import UserError

@@ -117,9 +117,9 @@ def test_no_tensorflow() -> None:
 
 def test_data_side_never_imports_jax() -> None:
     """The API, `prepare` and all they stand on start without jax (an import of it costs a second)."""
-    free = ["pcam_jax", "pcam_jax.__main__", "pcam_jax.prepare", "pcam_jax.config"]
+    free = ["pcam_jax", "pcam_jax.__main__", "pcam_jax.prepare"]
     free += [f"pcam_jax.runtime.{name}" for name in ("errors", "files", "signals", "command", "progress")]
-    free += [module_name(path) for path in MODULES if path.parts[-2] in ("data", "raw", "metrics")]
+    free += [module_name(path) for path in MODULES if path.parts[-2] in ("config", "data", "raw", "metrics")]
     code = (
         f"import sys, importlib\n"
         f"for name in {free!r}:\n"

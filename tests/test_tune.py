@@ -15,7 +15,8 @@ import pytest
 import tiny
 
 from pcam_jax.__main__ import dispatch
-from pcam_jax.config import Config, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import Config
 from pcam_jax.run.search_space import read_space
 from pcam_jax.runtime.errors import Interrupted, UserError
 from pcam_jax.runtime.files import folder_lock

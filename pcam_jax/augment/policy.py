@@ -11,7 +11,7 @@ from jax import random
 
 from pcam_jax.augment import color, geometry, mix
 from pcam_jax.augment.fusion import materialize
-from pcam_jax.config import AugmentConfig
+from pcam_jax.config.schema import AugmentConfig
 from pcam_jax.runtime.errors import UserError
 
 # (key, images float32 [B, H, W, 3] in [0, 1], labels int32 [B]) -> (images, targets)

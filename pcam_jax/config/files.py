@@ -30,7 +30,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     where = "overrides"
     if path is not None:
         where = str(path)
-        tables = _read_toml(Path(path))
+        tables = read_toml(Path(path), "config file")
     for dotted, value in (overrides or {}).items():
         table, _, key = dotted.partition(".")
         if not key:
@@ -79,18 +79,23 @@ def changed_settings(before: Config, after: Config) -> list[str]:
     ]
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file, which ``what`` names in errors.
+
+    Raises:
+        UserError: the file is missing, a folder, or not TOML.
+    """
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise UserError(f"There is no config file {path}: check the path, or leave it out.") from None
+        raise UserError(f"There is no {what} {path}: check the path.") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder: a config is a .toml file.") from None
+        raise UserError(f"{path} is a folder: a {what} is a .toml file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from None
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply for a config.") from None
+        raise UserError(f"{path} is nested too deeply for a {what}.") from None
 
 
 def _build(kind: type, values: Any, where: str, prefix: str) -> Any:

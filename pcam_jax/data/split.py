@@ -22,7 +22,7 @@ import pandas as pd
 from pcam_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from pcam_jax.config import DataConfig
+    from pcam_jax.config.schema import DataConfig
 
 SPLITS = ("train", "validation", "test")
 IntArray = npt.NDArray[np.int64]

@@ -99,6 +99,19 @@ def find_examples(run: Run, store: str = "", split: str = "validation") -> Examp
     return Examples(data, positions, split, own, notes)
 
 
+def _examples_to_choose_on(run: Run, store: str, split: str, threshold: str, isotonic: bool) -> Examples:
+    """`find_examples`, which must be the run's own validation examples where something is chosen on them."""
+    chosen = [name for name, wanted in (("--threshold", threshold), ("--isotonic", isotonic)) if wanted]
+    if chosen and split != "validation":
+        raise UserError(f"{chosen[0]} chooses on validation examples only, never on {split!r}: leave it out.")
+    examples = find_examples(run, store, split)
+    if chosen and not examples.own:
+        raise UserError(
+            f"{chosen[0]} chooses on the validation examples of {run.path}, which {examples.store.path} lacks."
+        )
+    return examples
+
+
 def evaluate_run(
     run: Run,
     *,
@@ -131,14 +144,7 @@ def evaluate_run(
             other than validation examples.
     """
     rule, target = parse_threshold(threshold)
-    chosen = [name for name, wanted in (("--threshold", threshold), ("--isotonic", isotonic)) if wanted]
-    if chosen and split != "validation":
-        raise UserError(f"{chosen[0]} chooses on validation examples only, never on {split!r}: leave it out.")
-    examples = find_examples(run, store, split)
-    if chosen and not examples.own:
-        raise UserError(
-            f"{chosen[0]} chooses on the validation examples of {run.path}, which {examples.store.path} lacks."
-        )
+    examples = _examples_to_choose_on(run, store, split, threshold, isotonic)
     labels, groups = examples.labels, examples.groups
     known_groups = groups if (groups != "").any() else None
     predictor = Predictor.load(run.path, tta=tta)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from pcam_jax.config import Config
+from pcam_jax.config.schema import Config
 from pcam_jax.inference.predictor import build_run_net, load_weights
 from pcam_jax.models.pretrained import fit_tensors, to_torchvision
 from pcam_jax.models.registry import Net

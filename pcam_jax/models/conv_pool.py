@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from pcam_jax.models import convolution, pooling, window_dot, winograd
+from pcam_jax.models.batch_parts import count_parts, map_parts, sum_parts
 from pcam_jax.models.convolution import Padding, Pads
-from pcam_jax.models.parts import count_parts, map_parts, sum_parts
 from pcam_jax.models.platform import prefers_cpu_formulations
 
 # Output columns whose filter gradient is one row of the matrix product: twice the depth, a third more products.

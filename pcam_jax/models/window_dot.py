@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pcam_jax.models.parts import count_parts, map_parts, sum_parts
+from pcam_jax.models.batch_parts import count_parts, map_parts, sum_parts
 from pcam_jax.models.platform import has_bfloat16_matrix_units, prefers_cpu_formulations
 
 Pads = tuple[tuple[int, int], tuple[int, int]]

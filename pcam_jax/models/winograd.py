@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pcam_jax.models.parts import count_parts, map_parts, sum_parts
+from pcam_jax.models.batch_parts import count_parts, map_parts, sum_parts
 
 # Interpolation points in the order they are taken; infinity is the last point of every set.
 _POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pcam_jax.augment.policy import Augment, changes_anything, make_augment
-from pcam_jax.config import AugmentConfig
+from pcam_jax.config.schema import AugmentConfig
 
 # Column title -> the fields that belong to it. A probability is shown as if it were 1.
 _OPERATIONS: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pcam_jax.config import Config, changed_settings, config_to_toml
+from pcam_jax.config.files import changed_settings, config_to_toml
+from pcam_jax.config.schema import Config
 from pcam_jax.inference.saliency import METHOD_LABELS
 from pcam_jax.metrics.report import Metric
 from pcam_jax.report import figures, html

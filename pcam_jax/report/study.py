@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pcam_jax.config import config_from_dict, config_to_toml
+from pcam_jax.config.files import config_from_dict, config_to_toml
 from pcam_jax.runtime.files import atomic_write, write_text_atomic
 
 _SHOWN = 10

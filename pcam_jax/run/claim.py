@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pcam_jax.config import Config, changed_settings
+from pcam_jax.config.files import changed_settings
+from pcam_jax.config.schema import Config
 from pcam_jax.run.checkpoint import Checkpoint
 from pcam_jax.run.folder import CONFIG, RESULT, Run, open_run, write_config
 from pcam_jax.runtime.errors import UserError

@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from pcam_jax.config import Config, config_to_dict, load_config
+from pcam_jax.config.files import config_to_dict, load_config
+from pcam_jax.config.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pcam_jax.config import Config, config_to_toml, load_config
+from pcam_jax.config.files import config_to_toml, load_config
+from pcam_jax.config.schema import Config
 from pcam_jax.data.store import Store
 from pcam_jax.run.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from pcam_jax.run.history import read_history

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pcam_jax.config import Config, config_from_dict, config_to_dict
+from pcam_jax.config.files import config_from_dict, config_to_dict, read_toml
+from pcam_jax.config.schema import Config
 from pcam_jax.runtime.errors import UserError
 
 _RANGE_KEYS = {"low", "high", "log", "step"}
@@ -66,14 +66,7 @@ def read_space(path: Path, base: Config) -> SearchSpace:
     Raises:
         UserError: no such file, not TOML, an unknown name, or a range or value that does not fit.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"There is no search space {path}: check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from None
-    except RecursionError:
-        raise UserError(f"{path} is not valid TOML: it is nested too deeply.") from None
+    tables = read_toml(path, "search space")
     entries: dict[str, dict[str, Any]] = {}
     _collect(tables, "", entries, path)
     if not entries:

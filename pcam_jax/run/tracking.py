@@ -7,7 +7,8 @@ import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
-from pcam_jax.config import Config, config_to_dict
+from pcam_jax.config.files import config_to_dict
+from pcam_jax.config.schema import Config
 from pcam_jax.runtime.errors import require
 from pcam_jax.runtime.files import write_text_atomic
 

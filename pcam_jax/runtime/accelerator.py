@@ -22,6 +22,9 @@ from pcam_jax.runtime import distributed
 from pcam_jax.runtime.compilation_cache import ignore_its_warnings, remove_broken_entries
 from pcam_jax.runtime.errors import UserError
 
+PREDICTING_DEVICES = 2
+"""Devices that a CPU counts as for work on many images without training."""
+
 # glibc malloc parameters (malloc.h); XLA's CPU buffers are large and short-lived, and by default each one is
 # mapped from the kernel, zeroed and unmapped again
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8

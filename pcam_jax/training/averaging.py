@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pcam_jax.config import Config, OptimizerConfig
+from pcam_jax.config.schema import Config, OptimizerConfig
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.models.preprocess import normalize
 from pcam_jax.models.registry import Net

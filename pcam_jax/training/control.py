@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from pcam_jax.config import Config
+from pcam_jax.config.schema import Config
 
 HistoryRow = dict[str, float]
 """One epoch's figures by name, as in ``history.csv``."""

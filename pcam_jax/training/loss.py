@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcam_jax.config import LossConfig
+from pcam_jax.config.schema import LossConfig
 
 
 def make_loss(

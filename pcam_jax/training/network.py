@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from pcam_jax.config import Config
+from pcam_jax.config.schema import Config
 from pcam_jax.models.registry import Net, build_model
 from pcam_jax.runtime.errors import UserError
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcam_jax.config import OptimizerConfig
+from pcam_jax.config.schema import OptimizerConfig
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.training import schedule_free
 

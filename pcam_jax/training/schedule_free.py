@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pcam_jax.config import OptimizerConfig
+from pcam_jax.config.schema import OptimizerConfig
 
 
 class ScheduleFreeState(NamedTuple):

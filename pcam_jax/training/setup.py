@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pcam_jax.config import Config
+from pcam_jax.config.schema import Config
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.data.store import Store
 from pcam_jax.runtime import accelerator, sharding

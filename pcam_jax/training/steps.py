@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from pcam_jax.augment.policy import make_augment
-from pcam_jax.config import Config
+from pcam_jax.config.schema import Config
 from pcam_jax.models import shares
 from pcam_jax.models.preprocess import Scheme, normalize, standardize
 from pcam_jax.models.registry import Net

@@ -23,9 +23,14 @@ def after(seconds: float) -> Callable[[Training], bool]:
     return has_come
 
 
+def has_saved(training: Training) -> bool:
+    """The moment when this life has saved something."""
+    return latest_step(training.run) > training.saved_at_start
+
+
 def moving_on(moment: Callable[[Training], bool]) -> Callable[[Training], bool]:
     """A moment that counts only once this life has saved something, so that every life makes progress."""
-    return lambda training: latest_step(training.run) > training.saved_at_start and moment(training)
+    return lambda training: has_saved(training) and moment(training)
 
 
 def being_written(training: Training) -> list[Path]:
@@ -41,9 +46,6 @@ def make_faults(chance: random.Random) -> list[Fault]:
     def holds(name: str) -> Callable[[Training], bool]:
         return lambda training: any((folder / name).exists() for folder in being_written(training))
 
-    def new_number(training: Training) -> bool:
-        return latest_step(training.run) > training.saved_at_start
-
     def removing(training: Training) -> bool:
         return any(".removed." in name for name in training.names())
 
@@ -53,7 +55,7 @@ def make_faults(chance: random.Random) -> list[Fault]:
         Fault("SIGKILL while arrays are written", kill, moving_on(holds(arrays))),
         Fault("SIGKILL when the arrays are written", kill, moving_on(holds("state"))),
         Fault("SIGKILL before the rename", kill, moving_on(holds("progress.json"))),
-        Fault("SIGKILL after the rename", kill, new_number),
+        Fault("SIGKILL after the rename", kill, has_saved),
         Fault("SIGKILL while an old one is removed", kill, moving_on(removing)),
         Fault("SIGKILL in evaluation", kill, moving_on(lambda training: training.evaluating)),
         Fault("SIGTERM at a random moment", signal.SIGTERM, moving_on(after(chance.uniform(0, 2)))),

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fuzzing.seeds import SIDE, files_of_a_store, make_seeds
-from pcam_jax.config import Config, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import Config
 from pcam_jax.data.manifest import parse_manifest
 from pcam_jax.data.raw.container import open_container
 from pcam_jax.data.raw.label_table import read_label_table

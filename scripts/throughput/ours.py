@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pcam_jax
-from pcam_jax.config import Config, ModelConfig, TrainConfig
+from pcam_jax.config.schema import Config, ModelConfig, TrainConfig
 from pcam_jax.models import shares
 from pcam_jax.models.platform import portable_formulations
 from pcam_jax.models.registry import Net, build_model
@@ -30,7 +30,10 @@ from throughput.case import MATMUL_SIDE, Case, Contender, batches
 
 def make(case: Case) -> Contender:
     if case.system == "ours":
-        accelerator.configure(cpu_devices=2 if case.task == "predict" else recipes.cpu_devices(case.model))
+        predicting = case.task == "predict"
+        accelerator.configure(
+            cpu_devices=accelerator.PREDICTING_DEVICES if predicting else recipes.cpu_devices(case.model)
+        )
     plain = case.system == "ours-plain"
     options = {} if plain else accelerator.compiler_options()
     shape = (case.side, case.side, 3)

@@ -12,7 +12,7 @@ import pytest
 from jax import random
 
 from pcam_jax.augment.policy import make_augment, mixes_labels
-from pcam_jax.config import AugmentConfig
+from pcam_jax.config.schema import AugmentConfig
 from pcam_jax.runtime.errors import UserError
 
 EVERYTHING = AugmentConfig(
@@ -139,7 +139,7 @@ def test_two_devices_give_what_one_gives() -> None:
         jax.config.update("jax_num_cpu_devices", 2)
         from jax.sharding import AxisType, NamedSharding, PartitionSpec
         from pcam_jax.augment.policy import make_augment
-        from pcam_jax.config import AugmentConfig
+        from pcam_jax.config.schema import AugmentConfig
         images = np.random.default_rng(0).random((4, 16, 16, 3)).astype(np.float32)
         labels, key = np.array([0, 1, 1, 0], np.int32), jax.random.key(0)
         mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcam_jax.config import (
-    Config,
+from pcam_jax.config.files import (
     changed_settings,
-    check_config,
     config_from_dict,
     config_to_dict,
     config_to_toml,
     load_config,
 )
+from pcam_jax.config.rules import check_config
+from pcam_jax.config.schema import Config
 from pcam_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pcam_jax.config import load_config
+from pcam_jax.config.files import load_config
 from pcam_jax.runtime.errors import UserError
 
 

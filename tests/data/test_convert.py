@@ -7,22 +7,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kaggle_source import KaggleSource, assert_holds, make_kaggle_folder
+from kaggle_source import SHARD, KaggleSource, assert_holds, contents, make_kaggle_folder
 
 from pcam_jax.data.convert import prepare_part, prepare_store, report_path
 from pcam_jax.data.integrity import verify_store
 from pcam_jax.runtime.errors import UserError
 
-SHARD = 5
-
 
 @pytest.fixture
 def source(kaggle_folder) -> KaggleSource:
     return kaggle_folder(train=14, test=7)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def problems(store: Path) -> list[tuple[str, str]]:

@@ -3,25 +3,18 @@
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
-from kaggle_source import KaggleSource, assert_holds
+from kaggle_source import SHARD, KaggleSource, assert_holds, contents
 
 from pcam_jax.data.convert import prepare_part, prepare_store
 from pcam_jax.data.partial import PartialStore
 from pcam_jax.runtime.errors import Interrupted, UserError
 
-SHARD = 5
-
 
 @pytest.fixture
 def source(kaggle_folder) -> KaggleSource:
     return kaggle_folder(train=14, test=7)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def interrupt_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pcam_jax.config import DataConfig
+from pcam_jax.config.schema import DataConfig
 from pcam_jax.data.sample import (
     SamplePatches,
     embedded_sample,

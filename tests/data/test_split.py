@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pcam_jax.config import DataConfig
+from pcam_jax.config.schema import DataConfig
 from pcam_jax.data.split import assign_splits, split_warning
 from pcam_jax.runtime.errors import UserError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pcam_jax.config import load_config
+from pcam_jax.config.files import load_config
 from pcam_jax.inference.predictor import build_run_net, load_weights
 from pcam_jax.inference.starting_weights import load_starting_weights
 from pcam_jax.models.pretrained import to_torchvision, write_safetensors

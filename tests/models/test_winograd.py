@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcam_jax.models import parts, winograd
+from pcam_jax.models import batch_parts, winograd
 
 
 @pytest.mark.parametrize("tile", [2, 3, 4])
@@ -42,7 +42,7 @@ def output_and_gradients(x, kernel, grad, pads, tile):
     ],
 )
 def test_output_and_gradients_against_float64(monkeypatch, taps, tile, batch, size, pads):
-    monkeypatch.setattr(parts, "_CACHE_BYTES", 2 * 4 * 64 * 9 * 40)
+    monkeypatch.setattr(batch_parts, "_CACHE_BYTES", 2 * 4 * 64 * 9 * 40)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(batch, *size, 16)).astype(np.float32)
     kernel = rng.normal(size=(taps, taps, 16, 24)).astype(np.float32)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from pcam_jax.config import AugmentConfig
+from pcam_jax.config.schema import AugmentConfig
 from pcam_jax.report.contact_sheet import augmentation_sheet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pcam_jax.config import Config
+from pcam_jax.config.schema import Config
 from pcam_jax.run.claim import Claim, claim_workdir
 from pcam_jax.run.folder import RESULT, open_run
 from pcam_jax.runtime.errors import UserError

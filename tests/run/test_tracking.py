@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from pcam_jax.config import load_config
+from pcam_jax.config.files import load_config
 from pcam_jax.run.tracking import WANDB_ID, make_trackers
 from pcam_jax.runtime.errors import UserError
 
@@ -63,7 +63,7 @@ def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
 TRACK = """
 import sys
 from pathlib import Path
-from pcam_jax.config import load_config
+from pcam_jax.config.files import load_config
 from pcam_jax.run.tracking import make_trackers
 config = load_config(None, {"tracking.tensorboard": False, "tracking.wandb": True, "train.seed": 7})
 start, workdir = int(sys.argv[1]), Path(sys.argv[2])

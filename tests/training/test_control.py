@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcam_jax.config import Config, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import Config
 from pcam_jax.training.control import Control, HistoryRow
 
 

@@ -18,7 +18,8 @@ import pandas as pd
 import pytest
 import tiny
 
-from pcam_jax.config import Config, OptimizerConfig, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import Config, OptimizerConfig
 from pcam_jax.models.registry import build_model
 from pcam_jax.run.folder import open_run
 from pcam_jax.training.averaging import keeps_average

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcam_jax.config import LossConfig
+from pcam_jax.config.schema import LossConfig
 from pcam_jax.training.loss import balanced_weights, log_probabilities, make_loss, predicted_class
 
 RNG = np.random.default_rng(0)

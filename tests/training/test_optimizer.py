@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from pcam_jax.config import OptimizerConfig
+from pcam_jax.config.schema import OptimizerConfig
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.training.optimizer import learning_rate_factors, make_optimizer, make_schedule, staged_schedule
 

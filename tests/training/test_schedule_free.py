@@ -9,7 +9,7 @@ import optax
 import optax.contrib
 import pytest
 
-from pcam_jax.config import OptimizerConfig
+from pcam_jax.config.schema import OptimizerConfig
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.training.optimizer import make_optimizer
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from pcam_jax.config import Config, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import Config
 from pcam_jax.models.registry import Net, build_model
 from pcam_jax.training.optimizer import make_optimizer
 from pcam_jax.training.state import TrainState, initial_state, to_named_arrays

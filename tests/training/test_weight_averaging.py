@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import tiny
 
-from pcam_jax.config import OptimizerConfig, load_config
+from pcam_jax.config.files import load_config
+from pcam_jax.config.schema import OptimizerConfig
 from pcam_jax.data.order import TrainOrder
 from pcam_jax.data.store import open_store
 from pcam_jax.inference.forward import Forward

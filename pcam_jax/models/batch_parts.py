@@ -11,7 +11,7 @@ from jax import lax
 
 from pcam_jax.models import shares
 
-# Of the last level, which the cores share.
+# What a part may take of the last level, which the cores share.
 _CACHE_BYTES = 6 * 2**20
 # Fewer rows than this make slow matrix products, as the transformed kernel is laid out anew for each part.
 _FEWEST_ROWS = 256
