@@ -30,7 +30,7 @@ from pcam_jax.data.raw import RawRecord
 from pcam_jax.runtime.errors import UserError
 from pcam_jax.runtime.files import folder_lock, sync_folder, write_json_atomic
 
-_TASK_BYTES = 8 * 2**20
+_TASK_BYTES = 2**20  # stay in a core's cache from reading over hashing to writing
 _MAX_TASK_IMAGES = 256
 _COPY_IMAGES = 256
 
