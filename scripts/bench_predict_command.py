@@ -10,6 +10,7 @@ A prediction of few patches before them fills the cache.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--count", type=int, default=KAGGLE_TEST_PATCHES, help="test patches to predict")
     parser.add_argument("--models", default="pcam_model1,pcam_model4", help="nets, separated by commas")
+    parser.add_argument("--tta", default="none,d4", choices=("none", "none,d4"), help="what to predict with")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contender, in turns")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a round of the bare step")
     parser.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
@@ -59,7 +61,7 @@ def _net(
     recipe = ["--data.store", str(few), "--model.name", model, "--train.epochs", "1"]
     _finished("train", *recipe, "--train.batch-size", "16", "--workdir", str(run))
     bare = Worker(Case("ours", "predict", model, 256, "float32"))
-    rounds: dict[str, list[dict[str, float]]] = {"none": [], "d4": []}
+    rounds: dict[str, list[dict[str, float]]] = {tta: [] for tta in options.tta.split(",")}
 
     def command(tta: str, store: Path = many) -> None:
         words = ["predict", str(run), str(store), "--tta", tta, "--output", str(scratch / "probs.csv")]
@@ -75,35 +77,24 @@ def _net(
         command(tta, few)
         entries.clear()
     bare.speeds.clear()
-    turns = [lambda: bare.go(options.seconds), lambda: command("none"), lambda: command("d4")]
+    turns = [lambda: bare.go(options.seconds), *(functools.partial(command, tta) for tta in rounds)]
     for number in range(options.rounds):
         for turn in turns if number % 2 == 0 else reversed(turns):
             turn()
     bare.stop()
-    plain, averaged = (
-        {key: statistics.median(entry[key] for entry in entries) for key in entries[0]}
-        for entries in rounds.values()
-    )
-    facts = {"model": model, "images": options.count}
     step = statistics.median(bare.speeds)
-    speeds = {tta: [entry["images_per_second"] for entry in entries] for tta, entries in rounds.items()}
-    return [
-        {**facts, "contender": "bare forward pass", "images_per_second": step, "rounds": bare.speeds},
-        {
-            **facts,
-            **plain,
-            "contender": "predict",
-            "of_bare": plain["images_per_second"] / step,
-            "rounds": speeds["none"],
-        },
-        {
-            **facts,
-            **averaged,
-            "contender": "predict --tta d4",
-            "times_plain": averaged["seconds"] / plain["seconds"],
-            "rounds": speeds["d4"],
-        },
-    ]
+    facts = {"model": model, "images": options.count}
+    results = [{**facts, "contender": "bare forward pass", "images_per_second": step, "rounds": bare.speeds}]
+    for tta, entries in rounds.items():
+        medians = {key: statistics.median(entry[key] for entry in entries) for key in entries[0]}
+        speeds = [entry["images_per_second"] for entry in entries]
+        if tta == "none":
+            plain = medians["seconds"]
+            beside = {"contender": "predict", "of_bare": medians["images_per_second"] / step}
+        else:
+            beside = {"contender": f"predict --tta {tta}", "times_plain": medians["seconds"] / plain}
+        results.append({**facts, **medians, **beside, "rounds": speeds})
+    return results
 
 
 def _finished(*words: str) -> float:
