@@ -50,8 +50,8 @@ class EvaluateCommand:
     """Bootstrap resamples for the intervals; 0 leaves them out."""
     ensemble: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also evaluate the mean of all runs."""
-    report: tyro.conf.FlagCreatePairsOff[bool] = True
-    """Also write report.html and MODEL_CARD.md into each run, with heat maps of the worst mistakes."""
+    report: bool = True
+    """Write report.html and MODEL_CARD.md into each run, with heat maps of the worst mistakes."""
 
 
 def main(argv: list[str]) -> None:
