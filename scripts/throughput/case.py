@@ -44,6 +44,8 @@ class Contender:
     """Prepare one 2048-cubed product in the case's precision; the result runs it and waits."""
     facts: dict[str, Any]
     """Versions, device, and whatever else belongs in the record."""
+    program: Callable[[], str] | None = None
+    """The compiled step as XLA prints it, where XLA compiled it."""
 
 
 class NotAvailableError(Exception):

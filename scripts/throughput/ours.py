@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ def make(case: Case) -> Contender:
     options = {} if plain else accelerator.compiler_options()
     shape = (case.side, case.side, 3)
     net = build_model(case.model, image_shape=shape, outputs=1, dtype=jnp.dtype(case.precision))
-    steps = (_train if case.task == "train" else _predict)(case, net, options)
+    steps, compiled = (_train if case.task == "train" else _predict)(case, net, options)
 
     def run(count: int) -> None:
         with portable_formulations() if plain else contextlib.nullcontext():
@@ -50,10 +51,14 @@ def make(case: Case) -> Contender:
         "params": net.param_count,
         "flops_per_image": _flops(dataclasses.replace(case, precision="float32")),
     }
-    return Contender(run, lambda: matmul(case.precision), facts)
+    return Contender(run, lambda: matmul(case.precision), facts, lambda: compiled().as_text())
 
 
-def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
+Step = tuple[Callable[[int], None], Callable[[], jax.stages.Compiled]]
+"""Does so many steps; compiles one."""
+
+
+def _train(case: Case, net: Net, options: dict[str, str]) -> Step:
     config = Config(
         model=ModelConfig(name=case.model), train=TrainConfig(batch_size=case.batch, precision=case.precision)
     )
@@ -79,10 +84,10 @@ def _train(case: Case, net: Net, options: dict[str, str]) -> Any:
             state, figures = step(state, *sharding.put((images, labels), split))
         jax.block_until_ready((state, figures))
 
-    return run
+    return run, lambda: step.lower(state, *sharding.put(next(feed), split)).compile()
 
 
-def _predict(case: Case, net: Net, options: dict[str, str]) -> Any:
+def _predict(case: Case, net: Net, options: dict[str, str]) -> Step:
     mesh = sharding.make_mesh()
     split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     weights = sharding.put(net.init(jax.random.key(0)), everywhere)
@@ -100,7 +105,7 @@ def _predict(case: Case, net: Net, options: dict[str, str]) -> Any:
             pending = logits
         np.asarray(jax.nn.sigmoid(pending))
 
-    return run
+    return run, lambda: step.lower(*weights, sharding.put(next(feed)[0], split)).compile()
 
 
 def _flops(case: Case) -> float:
