@@ -24,6 +24,9 @@ from throughput import ours, record
 from throughput.case import Case, measure_peak
 from throughput.program import Operation, read_program
 
+from pcam_jax.runtime.command import run_command
+from pcam_jax.runtime.errors import UserError
+
 
 class Span(NamedTuple):
     """When an operation began and ended, in seconds."""
@@ -36,7 +39,7 @@ class Span(NamedTuple):
 _PHASES = ("forward", "backward", "other")
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Profile one case and print its two tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet50", help="net")
@@ -46,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps under the profiler")
     parser.add_argument("--longest", type=int, default=12, help="operations to list")
     parser.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.md")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     case = Case("ours", options.task, options.model, options.batch, options.precision)
     contender = ours.make(case)
     assert contender.program is not None
@@ -54,6 +57,10 @@ def main() -> None:
     contender.run(3)
     parts = {name: operation for name, operation in operations.items() if operation.kind}
     devices = profile(contender.run, options.steps, parts)
+    if not devices:
+        raise UserError(
+            "JAX's profiler named no operation of the step: this backend cannot be profiled here."
+        )
     facts = {
         "task": "profile",
         "case": dataclasses.asdict(case),
@@ -192,4 +199,4 @@ def _rounded(gflops: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,11 +21,11 @@ PRODUCTS, REDUCTIONS, ELEMENTWISE, CONVERSIONS, MOVES = (
 _MOVING = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy", "copy-start", "copy-done", "transpose",
     "reshape", "slice", "pad", "concatenate", "broadcast", "reverse", "gather", "dynamic-slice",
-    "dynamic-update-slice", "iota", "partition-id",
+    "dynamic-update-slice", "iota", "partition-id", "all-gather", "all-to-all", "collective-permute",
 }  # fmt: skip
 _REDUCING = {"reduce", "reduce-window", "select-and-scatter", "sort", "all-reduce"}
 _CONTAINERS = {"while", "call", "conditional"}
-_LIBRARY_PRODUCT = re.compile("gemm|matmul|conv|blas", re.IGNORECASE)
+_LIBRARY_PRODUCT = re.compile("gemm|matmul|conv(?!ert)|blas", re.IGNORECASE)
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "scripts/profile_step.py"
+from recorded import SCRIPTS, recorded
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)
+        patch.syspath_prepend(SCRIPTS)
         yield importlib.import_module("profile_step")
 
 
@@ -86,19 +83,20 @@ def test_time_of_several_operations_is_divided_among_them(script):
 
 @pytest.mark.parametrize("task", ["train", "predict"])
 def test_profiles_a_step(tmp_path, task):
-    output = tmp_path / "profile"
     options = ["--model", "pcam_model4", "--batch", "4", "--steps", "2", "--task", task, "--longest", "99"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options, "--output", str(output)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(output.with_suffix(".json").read_text())
+    facts, printed = recorded("profile_step.py", tmp_path / "profile", *options)
     products = [row for row in facts["longest"] if row["flops"]]
     assert {row["kind"] for row in products} == {"matrix products"}
     assert len(products) >= 4  # three convolutions and a dense layer, more with their gradients
     assert facts["devices"] == (2 if task == "predict" else 1)
     assert sum(sum(kind["ms"].values()) for kind in facts["kinds"]) == pytest.approx(facts["operations_ms"])
-    assert "| matrix products |" in done.stdout
+    assert "| matrix products |" in printed
+
+
+def test_an_unknown_network_is_one_sentence():
+    command = [sys.executable, SCRIPTS / "profile_step.py", "--model", "resnet51"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "resnet51" in done.stderr
+    assert "Traceback" not in done.stderr
